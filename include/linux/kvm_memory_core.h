@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The seam between KVM's C code and its guest-memory core in Rust (rust/kvm/).
+ *
+ * C calls kvm_set_memory_region() wherever it changes a single memslot, and
+ * kvm_vm_ioctl_set_memory_region_list() for the ioctl.  Everything else here
+ * is for Rust to call: what only C macros and inline functions can do
+ * (rust/kvm/seam.c), and what stays C (virt/kvm/, arch/).
+ */
+#ifndef __LINUX_KVM_MEMORY_CORE_H
+#define __LINUX_KVM_MEMORY_CORE_H
+
+#include <linux/kvm_host.h>
+
+/* virt/kvm/kvm_main.c */
+void kvm_free_memslot(struct kvm *kvm, struct kvm_memory_slot *slot);
+
+#ifdef CONFIG_KVM_RUST_MEMORY
+
+/* Largest number of entries in a list: every user slot replaced at once. */
+enum { KVM_MEMORY_REGION_LIST_MAX = 2 * KVM_USER_MEM_SLOTS };
+
+/* rust/kvm/ */
+int kvm_set_memory_region(struct kvm *kvm,
+			  const struct kvm_userspace_memory_region2 *mem);
+int kvm_vm_ioctl_set_memory_region_list(struct kvm *kvm, void __user *argp);
+
+/**
+ * struct kvm_memory_limits - what a VM allows its memslots to be
+ * @address_spaces: number of address spaces
+ * @slots: number of slot ids, internal ones included
+ * @user_slots: number of slot ids for userspace
+ * @max_user_pages: largest size of a user slot, in pages
+ * @flags: flags that a slot may have
+ */
+struct kvm_memory_limits {
+	u16 address_spaces;
+	u16 slots;
+	u16 user_slots;
+	u64 max_user_pages;
+	u32 flags;
+};
+
+/* rust/kvm/seam.c */
+void kvm_memory_get_limits(struct kvm *kvm, struct kvm_memory_limits *limits);
+bool kvm_memory_is_user_range(u64 hva, u64 size);
+struct kvm_memslots *kvm_memory_active(struct kvm *kvm, int as_id);
+struct kvm_memory_slot *kvm_memory_find_id(struct kvm_memslots *slots, int id);
+struct kvm_memory_slot *kvm_memory_find_gfn(struct kvm_memslots *slots,
+					    gfn_t start, gfn_t end);
+void kvm_memory_hash_add(struct kvm_memslots *slots,
+			 struct kvm_memory_slot *slot);
+void kvm_memory_hash_del(struct kvm_memslots *slots,
+			 struct kvm_memory_slot *slot);
+void kvm_memory_publish(struct kvm *kvm, unsigned long as_mask);
+bool kvm_memory_alloc_dirty_bitmap(struct kvm *kvm,
+				   struct kvm_memory_slot *slot);
+int kvm_memory_gmem_prepare(struct kvm *kvm, struct kvm_memory_slot *slot,
+			    unsigned int fd, u64 offset);
+int kvm_memory_gmem_bind(struct kvm *kvm, struct kvm_memory_slot *slot);
+void kvm_memory_gmem_unbind(struct kvm_memory_slot *slot);
+struct file *kvm_memory_gmem_file(struct kvm_memory_slot *slot);
+
+#endif /* CONFIG_KVM_RUST_MEMORY */
+
+#endif /* __LINUX_KVM_MEMORY_CORE_H */

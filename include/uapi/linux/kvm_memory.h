@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * KVM guest memory: user interface of the memory core in rust/kvm/.
+ *
+ * Included by <linux/kvm.h>; include that one.  The meaning of every ioctl is
+ * written down in Documentation/virt/kvm/memory.rst.
+ */
+#ifndef _UAPI_LINUX_KVM_MEMORY_H
+#define _UAPI_LINUX_KVM_MEMORY_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/*
+ * Capabilities.  Upstream counts up from 0 and has reached a few hundred; the
+ * values here stay clear of it by a distance.
+ */
+#define KVM_CAP_USER_MEMORY_REGION_LIST	0x10001
+
+/**
+ * struct kvm_userspace_memory_region_entry - one memslot update of a list
+ * @slot: bits 0-15 the slot id, bits 16-31 the address space
+ * @flags: KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY or 0
+ * @guest_phys_addr: where the slot starts in guest physical memory, in bytes,
+ *	page aligned
+ * @memory_size: size of the slot in bytes, page aligned; 0 deletes the slot
+ * @userspace_addr: start of the memory behind the slot, page aligned
+ * @invalidate_slot: 1 says that the caller takes this entry for a deletion or
+ *	a move (an error if it is neither), 0 says nothing
+ * @padding: must be 0
+ *
+ * The first 32 bytes are a struct kvm_userspace_memory_region and mean the
+ * same.
+ */
+struct kvm_userspace_memory_region_entry {
+	__u32 slot;
+	__u32 flags;
+	__u64 guest_phys_addr;
+	__u64 memory_size;
+	__u64 userspace_addr;
+	__u8 invalidate_slot;
+	__u8 padding[31];
+};
+
+/**
+ * struct kvm_userspace_memory_region_list - argument of
+ *	KVM_SET_USER_MEMORY_REGION_LIST
+ * @nent: number of entries, at most what KVM_CHECK_EXTENSION gives for
+ *	KVM_CAP_USER_MEMORY_REGION_LIST
+ * @flags: must be 0
+ * @entries: the updates, in the order in which they take effect
+ */
+struct kvm_userspace_memory_region_list {
+	__u32 nent;
+	__u32 flags;
+	struct kvm_userspace_memory_region_entry entries[];
+};
+
+/*
+ * Available with KVM_CAP_USER_MEMORY_REGION_LIST.  The size in the number is
+ * that of the header alone: _IOW(KVMIO, 0x49, 8 bytes) = 0x4008AE49.
+ * KVM_SET_USER_MEMORY_REGION2 has the same nr and another size.
+ */
+#define KVM_SET_USER_MEMORY_REGION_LIST \
+	_IOW(KVMIO, 0x49, struct kvm_userspace_memory_region_list)
+
+#endif /* _UAPI_LINUX_KVM_MEMORY_H */
