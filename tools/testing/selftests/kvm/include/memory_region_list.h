@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Helpers for tests of KVM_SET_USER_MEMORY_REGION_LIST.
+ */
+#ifndef SELFTEST_KVM_MEMORY_REGION_LIST_H
+#define SELFTEST_KVM_MEMORY_REGION_LIST_H
+
+#include "kvm_util.h"
+
+/* The uAPI's name is too long for a table of entries. */
+#define region_entry kvm_userspace_memory_region_entry
+
+static inline struct region_entry region_set(u32 slot, u32 flags, gpa_t gpa,
+					     u64 size, void *hva)
+{
+	return (struct region_entry) {
+		.slot = slot,
+		.flags = flags,
+		.guest_phys_addr = gpa,
+		.memory_size = size,
+		.userspace_addr = (uintptr_t)hva,
+	};
+}
+
+static inline struct region_entry region_delete(u32 slot)
+{
+	return (struct region_entry) { .slot = slot };
+}
+
+/* The same update, through the single ioctl. */
+static inline int __vm_set_region_entry(struct kvm_vm *vm,
+					const struct region_entry *entry)
+{
+	return __vm_set_user_memory_region(vm, entry->slot, entry->flags,
+					   entry->guest_phys_addr,
+					   entry->memory_size,
+					   (void *)entry->userspace_addr);
+}
+
+static inline int __vm_set_region_list(struct kvm_vm *vm, u32 nent,
+				       const struct region_entry *entries)
+{
+	struct kvm_userspace_memory_region_list *list;
+	size_t size = nent * sizeof(*entries);
+	int r, saved_errno;
+
+	list = malloc(sizeof(*list) + size);
+	TEST_ASSERT(list, "Insufficient Memory");
+
+	list->nent = nent;
+	list->flags = 0;
+	memcpy(list->entries, entries, size);
+
+	r = __vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION_LIST, list);
+
+	saved_errno = errno;
+	free(list);
+	errno = saved_errno;
+	return r;
+}
+
+#endif /* SELFTEST_KVM_MEMORY_REGION_LIST_H */

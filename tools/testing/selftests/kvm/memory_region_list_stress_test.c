@@ -1,0 +1,741 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Resizes, splits, merges and moves memslots under running vCPUs.
+ *
+ * The slots that change hold all that the guest has: code, stacks, page
+ * tables, data.  What is behind a guest physical address never changes, so a
+ * guest must not notice.  There are three ways to do it:
+ *
+ *  - with single ioctls: there is a moment without a slot, and a vCPU that runs
+ *    just then dies.  This shows that the others are put to the test; its
+ *    outcome is told but does not count;
+ *  - with single ioctls while all vCPUs are paused;
+ *  - with KVM_SET_USER_MEMORY_REGION_LIST.
+ */
+#include <getopt.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "kvm_util.h"
+#include "memory_region_list.h"
+#include "processor.h"
+#include "test_util.h"
+#include "ucall_common.h"
+
+#define DEFAULT_ITERATIONS	36
+#define DEFAULT_VCPUS		2
+#define MAX_VCPUS		8
+#define DATA_PAGES		16
+
+#define PARK_GPA		0x100000000ul
+#define MMIO_GPA		0xd0000000ul
+#define SWITCH_GPA		0xc0000000ul
+#define SWITCH_PAGES		8
+#define SWITCH_SLOT		20
+
+#define PIO_PORT		0x2000
+#define STRING_PORT		0x2004
+#define STRING_LEN		64
+
+#define MAX_PIECES		5
+#define NR_SLOTS		16
+
+#define SIG_IPI			SIGUSR1
+
+enum form {
+	SINGLE,
+	PAUSED,
+	LIST,
+};
+
+static const char * const form_names[] = {
+	"single ioctls", "single ioctls, vCPUs paused", "list",
+};
+
+/* Guest and host, each with its own copy; see guest_ptr(). */
+static u64 guest_data[MAX_VCPUS][DATA_PAGES][PAGE_SIZE / sizeof(u64)]
+	__aligned(PAGE_SIZE);
+static u64 guest_passes[MAX_VCPUS];
+static bool guest_stop;
+
+#define guest_ptr(vm, var) ((typeof(var) *)addr_gva2hva(vm, (gva_t)&(var)))
+
+static u8 string_byte(u64 pos)
+{
+	return pos * 7 + 3;
+}
+
+static u64 mmio_val(u64 nr)
+{
+	return nr * 0x9e3779b97f4a7c15ul;
+}
+
+/* Each word counts the passes, so one that is lost or stale is found. */
+static void guest_work_on_data(int id, u64 pass)
+{
+	int i;
+
+	for (i = 0; i < DATA_PAGES; i++) {
+		u64 *word = &guest_data[id][i][pass % 2];
+
+		GUEST_ASSERT_EQ(READ_ONCE(*word), pass < 2 ? 0 : pass - 2);
+		WRITE_ONCE(*word, pass);
+	}
+}
+
+static void guest_plain(int id)
+{
+	u64 pass;
+
+	for (pass = 0; !READ_ONCE(guest_stop); pass++) {
+		guest_work_on_data(id, pass);
+		WRITE_ONCE(guest_passes[id], pass + 1);
+	}
+	GUEST_DONE();
+}
+
+/* KVM reads all of these instructions, and the strings, through the slots. */
+static void guest_emulated(int id)
+{
+	/* Halves of the strings lie in different pages. */
+	u8 *in = (u8 *)guest_data[id][2] - STRING_LEN / 2;
+	u8 *out = (u8 *)guest_data[id][4] - STRING_LEN / 2;
+	u32 eax, ebx, ecx, edx, ebx0, val;
+	void *buf;
+	u64 pass;
+	u64 n;
+	int i;
+
+	__cpuid(0, 0, &eax, &ebx0, &ecx, &edx);
+
+	for (pass = 0; !READ_ONCE(guest_stop); pass++) {
+		for (i = 0; i < 8; i++) {
+			__cpuid(0, 0, &eax, &ebx, &ecx, &edx);
+			GUEST_ASSERT_EQ(ebx, ebx0);
+		}
+
+		val = pass;
+		asm volatile("outl %0, %1" : : "a"(val), "Nd"((u16)PIO_PORT));
+		asm volatile("inl %1, %0" : "=a"(val) : "Nd"((u16)PIO_PORT));
+		GUEST_ASSERT_EQ(val, (u32)~pass);
+
+		for (i = 0; i < STRING_LEN; i++)
+			out[i] = string_byte(pass * STRING_LEN + i);
+		buf = out;
+		n = STRING_LEN;
+		asm volatile("rep outsb" : "+S"(buf), "+c"(n)
+			     : "d"((u16)STRING_PORT) : "memory");
+
+		buf = in;
+		n = STRING_LEN;
+		asm volatile("rep insb" : "+D"(buf), "+c"(n)
+			     : "d"((u16)STRING_PORT) : "memory");
+		for (i = 0; i < STRING_LEN; i++)
+			GUEST_ASSERT_EQ(in[i], string_byte(pass * STRING_LEN + i));
+
+		WRITE_ONCE(*(u64 *)MMIO_GPA, mmio_val(pass));
+		GUEST_ASSERT_EQ(READ_ONCE(*(u64 *)MMIO_GPA), ~mmio_val(pass));
+
+		WRITE_ONCE(guest_passes[id], pass + 1);
+	}
+	GUEST_DONE();
+}
+
+/* Writes the number of the pass to one page after the other. */
+static void guest_writer(int id)
+{
+	u64 pass;
+	int i;
+
+	for (pass = 1; !READ_ONCE(guest_stop); pass++) {
+		for (i = 0; i < SWITCH_PAGES; i++)
+			WRITE_ONCE(*(u64 *)(SWITCH_GPA + i * PAGE_SIZE), pass);
+		WRITE_ONCE(guest_passes[id], pass);
+	}
+	GUEST_DONE();
+}
+
+struct worker {
+	struct kvm_vcpu *vcpu;
+	pthread_t thread;
+	bool pause, quit;
+	sem_t paused, resume;
+
+	/* How far the guest has got in what it does with the outside. */
+	u64 pio, mmio, outs, ins;
+
+	bool ended;
+	/* Empty if it ended well. */
+	char death[256];
+};
+
+static int nr_iterations = DEFAULT_ITERATIONS;
+static struct worker workers[MAX_VCPUS];
+static int nr_workers;
+static struct kvm_vm *vm;
+/* Seconds without progress that make a vCPU dead. */
+static int patience;
+
+static void sig_ipi(int sig)
+{
+}
+
+/* The three below: false if the guest has done something wrong. */
+
+static bool handle_io(struct worker *w)
+{
+	struct kvm_run *run = w->vcpu->run;
+	u8 *data = (u8 *)run + run->io.data_offset;
+	bool out = run->io.direction == KVM_EXIT_IO_OUT;
+	int i;
+
+	if (run->io.port == STRING_PORT) {
+		for (i = 0; i < run->io.count; i++) {
+			if (!out)
+				data[i] = string_byte(w->ins++);
+			else if (data[i] != string_byte(w->outs++))
+				return false;
+		}
+		return true;
+	}
+
+	if (run->io.port != PIO_PORT || run->io.size != 4)
+		return false;
+	if (out)
+		return *(u32 *)data == (u32)w->pio++;
+	*(u32 *)data = ~(u32)(w->pio - 1);
+	return true;
+}
+
+static bool handle_mmio(struct worker *w)
+{
+	struct kvm_run *run = w->vcpu->run;
+	u64 *data = (u64 *)run->mmio.data;
+
+	if (run->mmio.phys_addr != MMIO_GPA || run->mmio.len != 8)
+		return false;
+	if (run->mmio.is_write)
+		return *data == mmio_val(w->mmio++);
+	*data = ~mmio_val(w->mmio - 1);
+	return true;
+}
+
+/* True if the guest is to go on. */
+static bool handle_exit(struct worker *w)
+{
+	struct kvm_run *run = w->vcpu->run;
+	struct ucall *uc = ucall_arch_get_ucall(w->vcpu);
+	size_t len;
+
+	if (uc && uc->cmd == UCALL_DONE)
+		return false;
+	if (!uc && run->exit_reason == KVM_EXIT_IO && handle_io(w))
+		return true;
+	if (run->exit_reason == KVM_EXIT_MMIO && handle_mmio(w))
+		return true;
+
+	len = snprintf(w->death, sizeof(w->death), "%s",
+		       exit_reason_str(run->exit_reason));
+	if (uc)
+		snprintf(w->death, sizeof(w->death), "ucall %lu: %.200s",
+			 uc->cmd, uc->buffer);
+	else if (run->exit_reason == KVM_EXIT_MMIO)
+		snprintf(w->death + len, sizeof(w->death) - len, " at 0x%llx",
+			 run->mmio.phys_addr);
+	else if (run->exit_reason == KVM_EXIT_INTERNAL_ERROR)
+		snprintf(w->death + len, sizeof(w->death) - len, " %u",
+			 run->internal.suberror);
+	return false;
+}
+
+static void *vcpu_worker(void *arg)
+{
+	struct worker *w = arg;
+	int err;
+
+	do {
+		err = __vcpu_run(w->vcpu) ? errno : 0;
+		if (READ_ONCE(w->pause)) {
+			sem_post(&w->paused);
+			while (sem_wait(&w->resume))
+				;
+		}
+		if (READ_ONCE(w->quit))
+			snprintf(w->death, sizeof(w->death), "stuck");
+		else if (err && err != EINTR)
+			snprintf(w->death, sizeof(w->death),
+				 "KVM_RUN failed with errno %d", err);
+	} while (!w->death[0] && (err || handle_exit(w)));
+
+	WRITE_ONCE(w->ended, true);
+	sem_post(&w->paused);
+	return NULL;
+}
+
+static void kick(struct worker *w)
+{
+	WRITE_ONCE(w->vcpu->run->immediate_exit, 1);
+	pthread_kill(w->thread, SIG_IPI);
+}
+
+static void quit(struct worker *w)
+{
+	WRITE_ONCE(w->quit, true);
+	kick(w);
+}
+
+static void pause_vcpus(void)
+{
+	struct worker *w;
+
+	for (w = workers; w < workers + nr_workers; w++) {
+		WRITE_ONCE(w->pause, true);
+		kick(w);
+	}
+	for (w = workers; w < workers + nr_workers; w++)
+		if (!READ_ONCE(w->ended))
+			sem_wait(&w->paused);
+}
+
+static void resume_vcpus(void)
+{
+	struct worker *w;
+
+	for (w = workers; w < workers + nr_workers; w++) {
+		WRITE_ONCE(w->pause, false);
+		WRITE_ONCE(w->vcpu->run->immediate_exit, 0);
+		sem_post(&w->resume);
+	}
+}
+
+static bool all_run(void)
+{
+	int i;
+
+	for (i = 0; i < nr_workers; i++)
+		if (READ_ONCE(workers[i].ended))
+			return false;
+	return true;
+}
+
+/* Every vCPU has done two passes more.  False if one never will. */
+static bool wait_for_passes(void)
+{
+	u64 *passes = *guest_ptr(vm, guest_passes);
+	struct timespec start;
+	u64 seen[MAX_VCPUS];
+	int i;
+
+	for (i = 0; i < nr_workers; i++)
+		seen[i] = READ_ONCE(passes[i]);
+
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	for (i = 0; i < nr_workers; i++) {
+		while (READ_ONCE(passes[i]) < seen[i] + 2) {
+			if (!all_run())
+				return false;
+			if (timespec_elapsed(start).tv_sec >= patience) {
+				for (i = 0; i < nr_workers; i++)
+					quit(&workers[i]);
+				return false;
+			}
+			usleep(100);
+		}
+	}
+	return true;
+}
+
+static void start_guest(void *guest_code, int nr_vcpus, bool zap_all)
+{
+	struct kvm_vcpu *vcpus[MAX_VCPUS];
+	int i;
+
+	nr_workers = nr_vcpus;
+	vm = vm_create_with_vcpus(nr_vcpus, guest_code, vcpus);
+	virt_map(vm, MMIO_GPA, MMIO_GPA, 1);
+	virt_map(vm, SWITCH_GPA, SWITCH_GPA, SWITCH_PAGES);
+	if (!zap_all)
+		vm_enable_cap(vm, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL);
+
+	memset(workers, 0, sizeof(workers));
+	for (i = 0; i < nr_workers; i++) {
+		workers[i].vcpu = vcpus[i];
+		sem_init(&workers[i].paused, 0, 0);
+		sem_init(&workers[i].resume, 0, 0);
+		vcpu_args_set(vcpus[i], 1, i);
+	}
+}
+
+static void run_guest(void)
+{
+	int i;
+
+	for (i = 0; i < nr_workers; i++)
+		kvm_pthread_create(&workers[i].thread, NULL, vcpu_worker,
+				   &workers[i]);
+}
+
+/* The number of vCPUs that died. */
+static int stop_guest(void)
+{
+	struct timespec start;
+	struct worker *w;
+	int nr_dead = 0;
+
+	WRITE_ONCE(*guest_ptr(vm, guest_stop), true);
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	for (w = workers; w < workers + nr_workers; w++) {
+		while (!READ_ONCE(w->ended) &&
+		       timespec_elapsed(start).tv_sec < patience)
+			usleep(100);
+		if (!READ_ONCE(w->ended))
+			quit(w);
+		kvm_pthread_join(w->thread, NULL);
+		if (!w->death[0])
+			continue;
+		ksft_print_msg("vCPU %ld died: %s\n", w - workers, w->death);
+		nr_dead++;
+	}
+	return nr_dead;
+}
+
+/* How slot 0, as it once was, is cut up now; and one piece may be parked. */
+struct piece {
+	u32 slot;
+	gpa_t gpa;
+	/* In pages of slot 0. */
+	u64 first, nr;
+};
+
+struct layout {
+	int nr;
+	struct piece piece[MAX_PIECES];
+};
+
+static const struct piece *find_piece(const struct layout *l, u32 slot)
+{
+	int i;
+
+	for (i = 0; i < l->nr; i++)
+		if (l->piece[i].slot == slot)
+			return &l->piece[i];
+	return NULL;
+}
+
+static void add_piece(struct layout *l, u32 slot, u64 first, u64 nr)
+{
+	l->piece[l->nr++] = (struct piece) {
+		.slot = slot, .gpa = first * PAGE_SIZE, .first = first, .nr = nr,
+	};
+}
+
+static u32 unused_slot(const struct layout *a, const struct layout *b)
+{
+	u32 slot = kvm_random_u32_in_range(&kvm_rng, 0, NR_SLOTS - 1);
+
+	while (find_piece(a, slot) || find_piece(b, slot))
+		slot = (slot + 1) % NR_SLOTS;
+	return slot;
+}
+
+/* Cut anew into @nr pieces, of which the first keeps its slot. */
+static void cut(struct layout *new, const struct layout *old, u64 pages, int nr)
+{
+	u64 first = 0, len;
+
+	new->nr = 0;
+	for (; nr; nr--) {
+		len = nr == 1 ? pages - first :
+		      kvm_random_u64_in_range(&kvm_rng, 1, pages - first - nr);
+		add_piece(new, new->nr ? unused_slot(old, new) : old->piece[0].slot,
+			  first, len);
+		first += len;
+	}
+}
+
+static void next_layout(struct layout *new, const struct layout *old, u64 pages,
+			int step)
+{
+	struct piece *parked;
+
+	switch (step % 6) {
+	case 0:
+		/* Split. */
+		cut(new, old, pages, 2);
+		break;
+	case 1:
+		/* One shrinks, the other grows. */
+		cut(new, old, pages, 2);
+		break;
+	case 2:
+		cut(new, old, pages, 4);
+		break;
+	case 3:
+		/* A slot goes elsewhere, another takes its place. */
+		*new = *old;
+		parked = &new->piece[1];
+		add_piece(new, unused_slot(old, new), parked->first, parked->nr);
+		parked->gpa = PARK_GPA;
+		break;
+	case 4:
+		/* It returns. */
+		*new = *old;
+		new->piece[1].gpa = new->piece[1].first * PAGE_SIZE;
+		new->nr--;
+		break;
+	case 5:
+		/* Merge. */
+		cut(new, old, pages, 1);
+		break;
+	}
+}
+
+/* What leads from one to the other: room is made first. */
+static int make_entries(struct region_entry *entries, const struct layout *old,
+			const struct layout *new, u8 *host_mem)
+{
+	const struct piece *p, *q;
+	int pass, nr = 0;
+
+	for (p = old->piece; p < old->piece + old->nr; p++) {
+		q = find_piece(new, p->slot);
+		if (!q || q->first != p->first || q->nr != p->nr)
+			entries[nr++] = region_delete(p->slot);
+	}
+	for (pass = 0; pass < 2; pass++) {
+		for (p = new->piece; p < new->piece + new->nr; p++) {
+			q = find_piece(old, p->slot);
+			if (q && (q->first != p->first || q->nr != p->nr))
+				q = NULL;
+			/* Moves, then creations. */
+			if (pass ? !!q : !q || q->gpa == p->gpa)
+				continue;
+			entries[nr++] = region_set(p->slot, 0, p->gpa,
+						   p->nr * PAGE_SIZE,
+						   host_mem + p->first * PAGE_SIZE);
+		}
+	}
+	return nr;
+}
+
+static void update(enum form form, int nr, const struct region_entry *entries)
+{
+	int i, r = 0;
+
+	if (form == LIST) {
+		r = __vm_set_region_list(vm, nr, entries);
+	} else {
+		if (form == PAUSED)
+			pause_vcpus();
+		for (i = 0; i < nr && !r; i++)
+			r = __vm_set_region_entry(vm, &entries[i]);
+		if (form == PAUSED)
+			resume_vcpus();
+	}
+	TEST_ASSERT(!r, "Update failed, errno %d", errno);
+}
+
+static bool data_is_right(int id)
+{
+	u64 passes = (*guest_ptr(vm, guest_passes))[id];
+	u64 *words;
+	int i;
+
+	for (i = 0; i < DATA_PAGES; i++) {
+		words = (*guest_ptr(vm, guest_data))[id][i];
+		if (words[(passes - 1) % 2] != passes - 1 ||
+		    words[passes % 2] != passes - 2) {
+			ksft_print_msg("vCPU %d, page %d: %lu and %lu after %lu passes\n",
+				       id, i, words[0], words[1], passes);
+			return false;
+		}
+	}
+	return true;
+}
+
+static bool reshape(enum form form, void *guest_code, int nr_vcpus, bool zap_all)
+{
+	struct region_entry entries[3 * MAX_PIECES];
+	struct userspace_mem_region *region;
+	struct timespec start, elapsed;
+	u64 ns, total_ns = 0, max_ns = 0;
+	struct layout old, new;
+	u64 pages;
+	int i, nr, id;
+	bool good = true;
+
+	/* The slowest machine needs a while for a pass, a lost vCPU forever. */
+	patience = form == SINGLE ? 2 : 30;
+	start_guest(guest_code, nr_vcpus, zap_all);
+	region = memslot2region(vm, 0);
+	pages = region->region.memory_size / PAGE_SIZE;
+	old.nr = 0;
+	add_piece(&old, 0, 0, pages);
+	run_guest();
+
+	for (i = 0; i < nr_iterations; i++) {
+		if (!wait_for_passes()) {
+			good = false;
+			break;
+		}
+		/* Not always at the same point of a pass. */
+		usleep(kvm_random_u32_in_range(&kvm_rng, 0, 1000));
+
+		next_layout(&new, &old, pages, i);
+		nr = make_entries(entries, &old, &new, region->host_mem);
+
+		clock_gettime(CLOCK_MONOTONIC, &start);
+		update(form, nr, entries);
+		elapsed = timespec_elapsed(start);
+
+		ns = timespec_to_ns(elapsed);
+		total_ns += ns;
+		max_ns = max(max_ns, ns);
+		old = new;
+	}
+	good &= wait_for_passes();
+	if (stop_guest())
+		good = false;
+	if (good && guest_code == guest_plain)
+		for (id = 0; id < nr_vcpus; id++)
+			good &= data_is_right(id);
+
+	ksft_print_msg("%s, %s guest: %s after %d updates, %lu us each, %lu us at most\n",
+		       form_names[form],
+		       guest_code == guest_plain ? "plain" : "emulated",
+		       good ? "alive" : "dead", i, i ? total_ns / i / 1000 : 0,
+		       max_ns / 1000);
+	kvm_vm_free(vm);
+	return good;
+}
+
+/*
+ * The same guest memory, another host address, over and over.  A vCPU that
+ * writes to page after page must have its writes in the old memory up to some
+ * point and in the new one from there on, and none in the old one once the
+ * ioctl has returned.
+ */
+static bool switch_memory(bool zap_all)
+{
+	const size_t size = SWITCH_PAGES * PAGE_SIZE;
+	struct region_entry entries[2];
+	u64 seen[SWITCH_PAGES], *word;
+	u8 *mem[2];
+	int i, p, r, old;
+	bool good = true;
+
+	/* With one writer there is an order to check. */
+	start_guest(guest_writer, 1, zap_all);
+	for (i = 0; i < 2; i++)
+		mem[i] = kvm_mmap(size, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	vm_set_user_memory_region(vm, SWITCH_SLOT, 0, SWITCH_GPA, size, mem[0]);
+	run_guest();
+
+	for (i = 0; good && i < nr_iterations; i++) {
+		old = i % 2;
+		good = wait_for_passes();
+		if (!good)
+			break;
+		usleep(kvm_random_u32_in_range(&kvm_rng, 0, 300));
+
+		entries[0] = region_delete(SWITCH_SLOT + old);
+		entries[1] = region_set(SWITCH_SLOT + !old, 0, SWITCH_GPA, size,
+					mem[!old]);
+		r = __vm_set_region_list(vm, 2, entries);
+		TEST_ASSERT(!r, "Update failed, errno %d", errno);
+
+		for (p = 0; p < SWITCH_PAGES; p++)
+			seen[p] = READ_ONCE(*(u64 *)(mem[old] + p * PAGE_SIZE));
+		for (p = 1; p < SWITCH_PAGES; p++) {
+			if (seen[p] <= seen[p - 1] && seen[p] + 1 >= seen[0])
+				continue;
+			ksft_print_msg("update %d, page %d: pass %lu where page 0 has %lu\n",
+				       i, p, seen[p], seen[0]);
+			good = false;
+		}
+
+		good &= wait_for_passes();
+		for (p = 0; p < SWITCH_PAGES; p++) {
+			word = (u64 *)(mem[old] + p * PAGE_SIZE);
+			if (READ_ONCE(*word) == seen[p])
+				continue;
+			ksft_print_msg("update %d, page %d: written to after the update\n",
+				       i, p);
+			good = false;
+		}
+	}
+	if (stop_guest())
+		good = false;
+
+	kvm_vm_free(vm);
+	for (i = 0; i < 2; i++)
+		kvm_munmap(mem[i], size);
+	return good;
+}
+
+static void help(const char *name)
+{
+	printf("usage: %s [-h] [-i iterations] [-v vcpus]\n", name);
+	printf(" -i: number of updates per way and guest (default: %d)\n",
+	       DEFAULT_ITERATIONS);
+	printf(" -v: number of vCPUs, up to %d (default: %d)\n", MAX_VCPUS,
+	       DEFAULT_VCPUS);
+	exit(0);
+}
+
+int main(int argc, char *argv[])
+{
+	void *guests[] = { guest_plain, guest_emulated };
+	struct sigaction sa = { .sa_handler = sig_ipi };
+	int nr_vcpus = DEFAULT_VCPUS;
+	int quirks, zap_all, opt, i;
+	enum form form;
+
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_USER_MEMORY_REGION_LIST));
+
+	while ((opt = getopt(argc, argv, "hi:v:")) != -1) {
+		switch (opt) {
+		case 'i':
+			nr_iterations = atoi_positive("Number of iterations", optarg);
+			break;
+		case 'v':
+			nr_vcpus = atoi_positive("Number of vCPUs", optarg);
+			TEST_ASSERT(nr_vcpus <= MAX_VCPUS, "At most %d vCPUs",
+				    MAX_VCPUS);
+			break;
+		case 'h':
+		default:
+			help(argv[0]);
+		}
+	}
+
+	sigaction(SIG_IPI, &sa, NULL);
+	quirks = kvm_check_cap(KVM_CAP_DISABLE_QUIRKS2) & KVM_X86_QUIRK_SLOT_ZAP_ALL;
+
+	ksft_print_header();
+	ksft_set_plan((quirks ? 2 : 1) * (2 * ARRAY_SIZE(guests) + 1));
+
+	for (zap_all = 1; zap_all >= (quirks ? 0 : 1); zap_all--) {
+		const char *quirk = zap_all ? "" : ", slot zap quirk disabled";
+
+		for (i = 0; i < ARRAY_SIZE(guests); i++) {
+			if (zap_all)
+				reshape(SINGLE, guests[i], nr_vcpus, zap_all);
+			for (form = PAUSED; form <= LIST; form++)
+				ksft_test_result(reshape(form, guests[i], nr_vcpus,
+							 zap_all),
+						 "%s guest, %s%s\n",
+						 i ? "emulated" : "plain",
+						 form_names[form], quirk);
+		}
+		ksft_test_result(switch_memory(zap_all),
+				 "another host address, list%s\n", quirk);
+	}
+
+	ksft_finished();
+}
