@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+
+//! The committed bindings are the ABI, and are what bindgen makes of the header.
+
+use std::mem::{align_of, offset_of, size_of};
+use std::path::Path;
+use std::process::Command;
+
+use kvm_bindings::{kvm_userspace_memory_region, KVMIO};
+use kvm_memory_uapi::bindings::*;
+
+#[test]
+fn entry_starts_with_the_struct_of_the_single_ioctl() {
+    type Entry = kvm_userspace_memory_region_entry;
+    type Single = kvm_userspace_memory_region;
+
+    assert_eq!((size_of::<Entry>(), align_of::<Entry>()), (64, 8));
+    for (entry, single, expected) in [
+        (offset_of!(Entry, slot), offset_of!(Single, slot), 0),
+        (offset_of!(Entry, flags), offset_of!(Single, flags), 4),
+        (
+            offset_of!(Entry, guest_phys_addr),
+            offset_of!(Single, guest_phys_addr),
+            8,
+        ),
+        (
+            offset_of!(Entry, memory_size),
+            offset_of!(Single, memory_size),
+            16,
+        ),
+        (
+            offset_of!(Entry, userspace_addr),
+            offset_of!(Single, userspace_addr),
+            24,
+        ),
+    ] {
+        assert_eq!((entry, single), (expected, expected));
+    }
+    assert_eq!(size_of::<Single>(), offset_of!(Entry, invalidate_slot));
+    assert_eq!(offset_of!(Entry, padding), 33);
+}
+
+#[test]
+fn list_is_a_header_of_eight_bytes() {
+    type List = kvm_userspace_memory_region_list;
+
+    assert_eq!((size_of::<List>(), align_of::<List>()), (8, 8));
+    assert_eq!(offset_of!(List, nent), 0);
+    assert_eq!(offset_of!(List, flags), 4);
+    assert_eq!(offset_of!(List, entries), 8);
+}
+
+#[test]
+fn numbers_are_those_of_the_abi() {
+    const IOC_WRITE: u32 = 1;
+    let size = size_of::<kvm_userspace_memory_region_list>() as u32;
+
+    assert_eq!(KVM_SET_USER_MEMORY_REGION_LIST, 0x4008_AE49);
+    assert_eq!(
+        KVM_SET_USER_MEMORY_REGION_LIST,
+        (IOC_WRITE << 30) | (size << 16) | (KVMIO << 8) | 0x49
+    );
+    assert_eq!(KVM_CAP_USER_MEMORY_REGION_LIST, 0x10001);
+}
+
+#[test]
+fn bindings_are_what_bindgen_makes_of_the_header() -> std::io::Result<()> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bindings.rs");
+    let status = Command::new(here.join("bindgen.sh")).arg(&made).status()?;
+    assert!(
+        status.success(),
+        "bindgen.sh failed: it needs bindgen 0.71, rustfmt and the kernel's uAPI headers"
+    );
+    assert_eq!(
+        std::fs::read_to_string(made)?,
+        std::fs::read_to_string(here.join("src/bindings.rs"))?,
+        "src/bindings.rs is not what bindgen.sh makes of linux/kvm_memory.h: run bindgen.sh"
+    );
+    Ok(())
+}
