@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# KVM's guest-memory core in Rust, an overlay on Linux 7.3. `make help` says what there is.
+
+B := tools/kvm/build
+FLAVOUR ?= rust
+# Not make's to expand.
+override CMD := $(value CMD)
+export CACHE KSRC TOOLCHAIN MIRROR JOBS OUT FLAVOUR SMP MEM SHARE CMD TIMEOUT ACCEL CONSOLE
+
+.PHONY: help demo bench test host-test lint selftests upstream-selftests kernel vm apply unapply series shell clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 28
+	@echo
+	@sed -n 's/^#   /  /p' Makefile
+
+# Variables, for `make help`:
+#   FLAVOUR=rust|c|debug      ours; upstream's C from the same tree; ours with KASAN, lockdep and kmemleak
+#   SMP=2 MEM=4G              processors and memory of the test VM
+#   SHARE=DIR                 is mounted at /mnt/share in the VM
+#   ACCEL=kvm                 runs the VM on this machine's KVM, which must nest
+#   TIMEOUT=3600              seconds after which the VM is given up
+#   CONSOLE=FILE              where the VM's console goes
+#   KSRC=DIR                  your own Linux 7.3 tree, in place of Debian's package
+#   TOOLCHAIN=host            your own compilers and QEMU, in place of a Debian root
+#   CACHE=DIR OUT=DIR         where everything is built (~/.cache/kvm-rust-memory); where results go (out)
+
+demo: ## a guest in memslots that are resized, split, merged and moved under it
+	@$B/kernel.sh rust
+	@FLAVOUR=rust $B/program.sh sample-vmm demo --svg /mnt/share/demo.svg
+
+bench: ## C against Rust, and the list against single ioctls, in one boot
+	@$B/kernel.sh rust c
+	@FLAVOUR=rust $B/program.sh kvm-memory-bench --svg /mnt/share/bench.svg
+
+test: ## everything that is tested, and lint; ends with "N passed, N failed"
+	@$B/test.sh
+
+host-test: ## tests of the crates and of the core's pure part, without a VM
+	@$B/cargo.sh test
+
+lint: ## rustfmt, clippy, checkpatch, shellcheck, sphinx-build, SPDX
+	@$B/lint.sh
+
+selftests: ## our KVM selftests with FLAVOUR
+	@$B/selftests.sh ours
+
+upstream-selftests: ## upstream's KVM selftests, C against Rust; a verdict that differs fails
+	@$B/selftests.sh upstream
+
+kernel: ## build the test kernel of FLAVOUR
+	@$B/kernel.sh $(FLAVOUR)
+
+vm: ## run CMD as root in the test VM, with the KVM of FLAVOUR
+	@$(if $(CMD),,$(error which command? make vm CMD='uname -a'))$B/kernel.sh $(FLAVOUR)
+	@$B/vm.sh
+
+apply: ## put the overlay into the kernel tree KSRC
+	@$B/tree.sh apply
+
+unapply: ## take the overlay off the kernel tree KSRC
+	@$B/tree.sh unapply
+
+series: ## write the overlay as patches to mail, and check that git am takes them
+	@$B/series.sh
+
+shell: ## a shell in the toolchain root
+	@$B/toolchain.sh
+	@bash -c '. $B/lib.sh && inside bash'
+
+clean: ## remove what was built; the toolchain root and the kernel source stay
+	@bash -c '. $B/lib.sh && rm -rf "$$WORK"/{build,kernel,tree,tree.key,selftests,git} "$$CACHE"/{target,run,log} "$$OUT"'

@@ -1,0 +1,130 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+# selftests.sh ours: our selftests with $FLAVOUR (rust or debug).
+# selftests.sh upstream: upstream's own with rust and c in one boot; a test whose verdicts differ fails.
+. "$(dirname "$0")/lib.sh"
+
+# Upstream's tests that take too long where the hardware virtualisation is itself emulated: shortened by their own options.
+declare -A OPTIONS=(
+	[access_tracking_perf_test]="-v 1 -b 16M"
+	[demand_paging_test]="-b 64M"
+	[kvm_page_table_test]="-b 64M"
+	[dirty_log_perf_test]="-b 64M"
+	[memslot_perf_test]="-l 1 -s 64 -t 60"
+	[memslot_modification_stress_test]="-i 20"
+	[mmu_stress_test]="-m 1 -s 1 -H"
+)
+# Not run.
+SKIPPED=(
+	hardware_disable_test # forks 512 VMs and kills each after a random time; no option makes it shorter
+	rseq_test # moves a vCPU from CPU to CPU 100,000 times; no option makes it shorter
+	x86/nx_huge_pages_test # is run by nx_huge_pages_test.sh
+)
+
+# Builds all of them into $WORK/selftests.
+compile() {
+	local key
+	"$(dirname "$0")/kernel.sh" "$@"
+	key=$(overlay_key)
+	[[ -n $KSRC || $(cat "$WORK/selftests/.key" 2>/dev/null) != "$key" ]] || return 0
+	lock
+	"$(dirname "$0")/tree.sh" build
+	need_disk 2 "building the selftests"
+	mkdir -p "$WORK/selftests"
+	rm -f "$WORK/selftests/.key"
+	{
+		inside make -C "$IN_WORK/tree" O="$IN_WORK/build/rust" LLVM=1 -j"$JOBS" headers_install &&
+			inside make -C "$IN_WORK/tree/tools/testing/selftests/kvm" ARCH=x86 OUTPUT="$IN_WORK/selftests" -j"$JOBS" \
+				KHDR_INCLUDES="-isystem $IN_WORK/build/rust/usr/include" &&
+			cp "$WORK/tree/tools/testing/selftests/kvm/x86/"*.sh "$WORK/selftests/x86/"
+	} 2>&1 | progress "selftests" "$LOG/selftests.log" 300 || {
+		grep -nE -m 4 -A 8 '( error: |undefined reference|No space left)' "$LOG/selftests.log" >&2
+		die "the selftests do not build, all of it: $LOG/selftests.log"
+	}
+	printf %s "$key" >"$WORK/selftests/.key"
+}
+
+our_tests() {
+	overlay_files | cut -f2 | sed -n 's|^tools/testing/selftests/kvm/\(.*_test\)\.c$|\1|p'
+}
+
+# our_list FLAVOUR: ours; only the debug kernel runs the core's KUnit suites. The sweep of failing allocations takes too long
+# there to be part of it; it is run by hand with `make vm FLAVOUR=debug`.
+our_list() {
+	our_tests | grep -v fail_nth
+	[[ $1 != debug ]] || sed -n 's/^#\[.*kunit_tests(\(.*\))\]$/kunit:\1/p' "$SRC"/rust/kvm/*.rs
+}
+
+upstream_tests() {
+	(cd "$WORK/selftests" && find . -type f -perm -u+x -printf '%P\n') | sort |
+		grep -vxF -e "$(our_tests)" -e "$(printf '%s\n' "${SKIPPED[@]}")" | while read -r test; do
+		echo "$test ${OPTIONS[$test]:-}"
+	done
+}
+
+# run LIMIT FLAVOUR... <LIST: the lines of guest-selftests. Fails if the kernel complained or did not get through.
+run() {
+	local out=$OUT/selftests
+	mkdir -p "$out"
+	cat >"$out/list"
+	SHARE=$out FLAVOUR=$2 MEM=${MEM:-6G} CMD="guest-selftests $IN_WORK/selftests $* </mnt/share/list" "$(dirname "$0")/vm.sh"
+}
+
+ours() {
+	local flavour=${FLAVOUR:-rust} test verdict seconds limit=300 failed=0
+	local log=$LOG/selftests-$flavour
+	[[ $flavour != debug ]] || limit=900
+	compile rust "$flavour"
+	our_list "$flavour" | run "$limit" "$flavour" >"$log" || failed=1
+	while read -r _ test verdict seconds; do
+		[[ $verdict == pass ]] || verdict=fail
+		result "$verdict" "$test on $flavour, ${seconds}s" "$OUT/selftests/$flavour-${test//\//-}.log"
+	done <"$log"
+	if ((failed)) || [[ $(our_list "$flavour" | wc -l) != $(wc -l <"$log") ]]; then
+		result fail "selftests on $flavour: the kernel complained, or the VM died"
+		return 1
+	fi
+	! grep -qvw pass "$log"
+}
+
+# compare LIMIT <LIST: "TEST C-VERDICT RUST-VERDICT C-SECONDS RUST-SECONDS" for each test.
+compare() {
+	run "$1" c rust | while read -r line; do
+		echo "$line"
+		# shellcheck disable=SC2086  # four words
+		printf '%-4s  %-45s %s, %ss\n' $line >&2
+	done >"$LOG/upstream"
+	awk '{ v[$2, $1] = $3; s[$2, $1] = $4; all[$2] }
+		END { for (t in all) print t, v[t, "c"], v[t, "rust"] ? v[t, "rust"] : "none", s[t, "c"], s[t, "rust"] + 0 }' "$LOG/upstream" | sort
+}
+
+upstream() {
+	local table=$LOG/upstream.table test c rust seconds failed=0
+	compile rust c
+	upstream_tests | compare 120 >"$table" || { result fail "upstream's selftests: the kernel complained, or the VM died"; failed=1; }
+	# A machine that is busy with something else makes a test time out: what differs is run once more, with more time.
+	awk '$2 != $3 { print $1 }' "$table" >"$table.differ"
+	if [[ -s $table.differ ]]; then
+		upstream_tests | grep -wFf "$table.differ" | compare 360 >"$table.again" ||
+			{ result fail "upstream's selftests, second run: the kernel complained, or the VM died"; failed=1; }
+		sort -u -s -k1,1 "$table.again" "$table" >"$table.both"
+		mv "$table.both" "$table"
+	fi
+	printf '\n%-48s %-8s %-8s %s\n' "upstream's selftest" C Rust "seconds"
+	while read -r test c rust seconds; do
+		printf '%-48s %-8s %-8s %s\n' "$test" "$c" "$rust" "$seconds"
+		if [[ $c == "$rust" ]]; then
+			[[ -z ${RESULTS:-} ]] || echo "pass $test: $c with both" >>"$RESULTS"
+		else
+			result fail "$test: $c with C, $rust with Rust" "$OUT/selftests"
+			failed=1
+		fi
+	done <"$table"
+	[[ $(upstream_tests | wc -l) == $(wc -l <"$table") ]] || { result fail "not all of upstream's selftests ran"; failed=1; }
+	return "$failed"
+}
+
+case ${1:-} in
+ours | upstream) "$1" ;;
+*) die "usage: selftests.sh ours|upstream" ;;
+esac

@@ -1,0 +1,54 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+# `make test`: every check there is; goes on after a failure; the last line is "N passed, N failed".
+. "$(dirname "$0")/lib.sh"
+here=$(dirname "$0")
+export RESULTS=$LOG/results
+: >"$RESULTS"
+
+# step NAME CMD...: a step that counted nothing itself counts as one.
+step() {
+	local name=$1 before start=$SECONDS status=0
+	shift
+	before=$(wc -l <"$RESULTS")
+	printf '\n== %s\n' "$name"
+	"$@" || status=$?
+	if ((status != 0)) && ! tail -n +$((before + 1)) "$RESULTS" | grep -q '^fail'; then
+		result fail "$name"
+	elif ((status == 0 && before == $(wc -l <"$RESULTS"))); then
+		result pass "$name"
+	fi
+	printf '== %s: %s\n' "$name" "$(elapsed $((SECONDS - start)))"
+}
+
+# cargo_tests VERB: counts the tests that cargo runs.
+cargo_tests() {
+	local status=0 log=$LOG/cargo-$1.log
+	"$here/cargo.sh" "$1" 2>&1 | tee "$log" || status=$?
+	sed -nE "s/^test (.*) \.\.\. ok\$/pass $1 \\1/p;s/^test (.*) \.\.\. FAILED\$/fail $1 \\1/p" "$log" >>"$RESULTS"
+	return "$status"
+}
+
+step "toolchain" "$here/toolchain.sh"
+step "kernel with the memory core in Rust, KVM=m, kvm-amd and kvm-intel" "$here/kernel.sh" rust
+step "kernel modules with upstream's C" "$here/kernel.sh" c
+step "kernel with KVM=y, and clippy" "$here/kernel.sh" builtin
+step "lint" "$here/lint.sh"
+step "host tests" cargo_tests test
+# A fresh machine's git does not know who is working on it.
+step "the series" env GIT_CONFIG_COUNT=2 GIT_CONFIG_KEY_0=user.name GIT_CONFIG_VALUE_0=test \
+	GIT_CONFIG_KEY_1=user.email GIT_CONFIG_VALUE_1=test@localhost "$here/series.sh"
+step "uapi crate on KVM" cargo_tests kvm-test
+step "selftests" env FLAVOUR=rust "$here/selftests.sh" ours
+step "upstream's selftests, Rust against C" "$here/selftests.sh" upstream
+step "QEMU boots Linux" env FLAVOUR=rust CMD=guest-qemu "$here/vm.sh"
+step "demo, short" env FLAVOUR=rust "$here/program.sh" sample-vmm demo --quick
+step "kernel with debug checks" "$here/kernel.sh" debug
+step "selftests on the debug kernel" env FLAVOUR=debug "$here/selftests.sh" ours
+
+printf '\n'
+grep '^fail' "$RESULTS" || true
+passed=$(grep -c '^pass' "$RESULTS" || true)
+failed=$(grep -c '^fail' "$RESULTS" || true)
+printf '%d passed, %d failed\n' "$passed" "$failed"
+((failed == 0))
