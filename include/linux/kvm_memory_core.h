@@ -3,8 +3,8 @@
  * The seam between KVM's C code and its guest-memory core in Rust (rust/kvm/).
  *
  * C calls kvm_set_memory_region() wherever it changes a single memslot, and
- * kvm_vm_ioctl_set_memory_region_list() for the ioctl.  Everything else here
- * is for Rust to call: what only C macros and inline functions can do
+ * kvm_*_ioctl_*() for the ioctls of the core.  Everything else here is for
+ * Rust to call: what only C macros and inline functions can do
  * (rust/kvm/seam.c), and what stays C (virt/kvm/, arch/).
  */
 #ifndef __LINUX_KVM_MEMORY_CORE_H
@@ -24,6 +24,7 @@ enum { KVM_MEMORY_REGION_LIST_MAX = 2 * KVM_USER_MEM_SLOTS };
 int kvm_set_memory_region(struct kvm *kvm,
 			  const struct kvm_userspace_memory_region2 *mem);
 int kvm_vm_ioctl_set_memory_region_list(struct kvm *kvm, void __user *argp);
+int kvm_vcpu_ioctl_map_memory(struct kvm_vcpu *vcpu, void __user *argp);
 
 /**
  * struct kvm_memory_limits - what a VM allows its memslots to be
@@ -60,6 +61,12 @@ int kvm_memory_gmem_prepare(struct kvm *kvm, struct kvm_memory_slot *slot,
 int kvm_memory_gmem_bind(struct kvm *kvm, struct kvm_memory_slot *slot);
 void kvm_memory_gmem_unbind(struct kvm_memory_slot *slot);
 struct file *kvm_memory_gmem_file(struct kvm_memory_slot *slot);
+void kvm_memory_srcu_lock(struct kvm_vcpu *vcpu);
+void kvm_memory_srcu_unlock(struct kvm_vcpu *vcpu);
+void kvm_memory_cond_resched(void);
+bool kvm_memory_dirty_ring_is_full(struct kvm_vcpu *vcpu);
+int kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source);
+int kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source);
 
 #endif /* CONFIG_KVM_RUST_MEMORY */
 

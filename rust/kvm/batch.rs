@@ -279,7 +279,7 @@ fn prepare<'a, 'vm, V: View>(
     memfd: Option<GuestMemfd>,
 ) -> Result<Prepared<'a, 'vm>> {
     let mut prepared = Prepared {
-        items: Items::new(),
+        items: Items::with_capacity(plan.max_changes(), GFP_KERNEL_ACCOUNT)?,
         arch: slots.lock_arch(),
     };
     for net in plan.net_changes() {

@@ -538,6 +538,11 @@ impl<V: View> Plan<'_, V> {
         self.steps.iter().map(|step| step.change)
     }
 
+    /// An upper bound of the changes to make; a replacement counts as two.
+    pub fn max_changes(&self) -> usize {
+        self.entries.len()
+    }
+
     /// The slots that end up different, in the order of address space and id.
     pub fn net_changes(&self) -> impl Iterator<Item = NetChange> + '_ {
         self.by_slot

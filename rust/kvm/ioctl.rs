@@ -7,15 +7,17 @@
 
 use crate::batch::{self, GuestMemfd};
 use crate::check::{self, Origin, RankSet, Scratch, Step};
+use crate::populate::{Cursor, Stop};
 use crate::slots::SlotsLocked;
-use crate::types::{Entry, SlotFlags};
+use crate::types::{Entry, Gfn, SlotFlags};
+use crate::vcpu::{LoadedVcpu, MappingFlags};
 use core::ffi::{c_int, c_void};
 use core::mem::offset_of;
 use core::ptr::NonNull;
 use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
 use kernel::bindings;
 use kernel::prelude::*;
-use kernel::transmute::FromBytes;
+use kernel::transmute::{AsBytes, FromBytes};
 use kernel::uaccess::{UserPtr, UserSlice};
 
 // SAFETY: All bit patterns are valid for integers, and there is no padding between the fields.
@@ -175,4 +177,74 @@ fn read_entries(argp: UserPtr, n: usize) -> Result<KVVec<Entry>> {
     // SAFETY: `read_raw` has written `n` entries, which any bytes are valid for.
     unsafe { entries.inc_len(n) };
     Ok(entries)
+}
+
+/// `struct kvm_memory_mapping`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct MemoryMapping {
+    base_gfn: u64,
+    nr_pages: u64,
+    flags: u64,
+    source: u64,
+}
+
+// SAFETY: As for `Entry`.
+unsafe impl FromBytes for MemoryMapping {}
+// SAFETY: There is no padding between the fields, and none behind.
+unsafe impl AsBytes for MemoryMapping {}
+
+const _: () = {
+    type Uapi = bindings::kvm_memory_mapping;
+    assert!(size_of::<MemoryMapping>() == size_of::<Uapi>());
+    assert!(offset_of!(MemoryMapping, nr_pages) == offset_of!(Uapi, nr_pages));
+    assert!(offset_of!(MemoryMapping, flags) == offset_of!(Uapi, flags));
+    assert!(offset_of!(MemoryMapping, source) == offset_of!(Uapi, source));
+};
+
+/// `KVM_MAP_MEMORY`.
+///
+/// # Safety
+///
+/// `vcpu` points to a live vCPU that is not loaded and whose mutex the caller holds.
+#[export]
+pub unsafe extern "C" fn kvm_vcpu_ioctl_map_memory(
+    vcpu: *mut bindings::kvm_vcpu,
+    argp: *mut c_void,
+) -> c_int {
+    let Some(vcpu) = NonNull::new(vcpu) else {
+        return EINVAL.to_errno();
+    };
+    // SAFETY: By the caller's promise.
+    match unsafe { map_memory(vcpu, UserPtr::from_ptr(argp)) } {
+        Ok(()) => 0,
+        Err(error) => error.to_errno(),
+    }
+}
+
+/// # Safety
+///
+/// As for [`kvm_vcpu_ioctl_map_memory`].
+unsafe fn map_memory(vcpu: NonNull<bindings::kvm_vcpu>, argp: UserPtr) -> Result {
+    let (mut reader, mut writer) =
+        UserSlice::new(argp, size_of::<MemoryMapping>()).reader_writer();
+    let mut mapping: MemoryMapping = reader.read()?;
+
+    let flags = MappingFlags::from_uapi(mapping.flags).ok_or(EINVAL)?;
+    // SAFETY: By the caller's promise.
+    let mut vcpu = unsafe { LoadedVcpu::load(vcpu) };
+    let base = Gfn(mapping.base_gfn);
+    let mut cursor =
+        Cursor::new(base, mapping.nr_pages, mapping.source, vcpu.max_gfn()).ok_or(EINVAL)?;
+    let result = cursor.run(&mut vcpu.populate(flags, mapping.source != 0)?);
+    drop(vcpu);
+
+    mapping.base_gfn = cursor.base().0;
+    mapping.nr_pages = cursor.npages();
+    mapping.source = cursor.source();
+    writer.write(&mapping)?;
+    result.map_err(|stop| match stop {
+        Stop::Again => EAGAIN,
+        Stop::Failed(error) => error,
+    })
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * What the memory core needs of KVM's macros and inline functions, none of
- * which Rust can call.  No decisions are made here.
+ * which Rust can call.  What is to be done is decided there, not here.
  */
 #include <linux/file.h>
 #include <linux/hashtable.h>
+#include <linux/highmem.h>
+#include <linux/kvm_dirty_ring.h>
 #include <linux/kvm_memory_core.h>
 #include <linux/rcuwait.h>
 #include <linux/uaccess.h>
@@ -138,3 +140,104 @@ struct file *kvm_memory_gmem_file(struct kvm_memory_slot *slot)
 	return NULL;
 #endif
 }
+
+void kvm_memory_srcu_lock(struct kvm_vcpu *vcpu)
+{
+	kvm_vcpu_srcu_read_lock(vcpu);
+}
+
+void kvm_memory_srcu_unlock(struct kvm_vcpu *vcpu)
+{
+	kvm_vcpu_srcu_read_unlock(vcpu);
+}
+
+void kvm_memory_cond_resched(void)
+{
+	cond_resched();
+}
+
+bool kvm_memory_dirty_ring_is_full(struct kvm_vcpu *vcpu)
+{
+	return kvm_dirty_ring_check_request(vcpu);
+}
+
+/* Copy the page at @source to @gfn, which then is dirty. */
+int kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
+{
+	const void __user *from = (const void __user *)(unsigned long)source;
+	struct kvm_memory_slot *slot = kvm_vcpu_gfn_to_memslot(vcpu, gfn);
+	struct kvm_host_map map = {};
+	int r = 0;
+
+	if (!slot || slot->id >= KVM_USER_MEM_SLOTS)
+		return -ENOENT;
+	if (slot->flags & KVM_MEMSLOT_INVALID)
+		return -EAGAIN;
+
+	if (kvm_mem_is_private(vcpu->kvm, gfn)) {
+		kvm_prepare_memory_fault_exit(vcpu, gfn_to_gpa(gfn), PAGE_SIZE,
+					      true, false, false);
+		return -EFAULT;
+	}
+
+	if (!access_ok(from, PAGE_SIZE))
+		return -EFAULT;
+
+	if (kvm_vcpu_map(vcpu, gfn, &map)) {
+		switch (map.pfn) {
+		case KVM_PFN_ERR_RO_FAULT:
+			return -ENOENT;
+		case KVM_PFN_ERR_SIGPENDING:
+			return -EINTR;
+		case KVM_PFN_ERR_HWPOISON:
+			return -EHWPOISON;
+		default:
+			return -EFAULT;
+		}
+	}
+
+	/* Not copy_from_user(): that clears the page if it fails. */
+	if (__copy_from_user(map.hva, from, PAGE_SIZE))
+		r = -EFAULT;
+
+	kvm_vcpu_unmap(vcpu, &map);
+	return r;
+}
+
+#ifdef CONFIG_HAVE_KVM_ARCH_GMEM_POPULATE
+static int copy_to_gmem(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
+			struct page *src, void *unused)
+{
+	copy_highpage(pfn_to_page(pfn), src);
+	return 0;
+}
+
+/* Copy the page at @source to the guest_memfd behind @gfn. */
+int kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
+{
+	struct kvm *kvm = vcpu->kvm;
+	struct kvm_memory_slot *slot;
+	long r;
+
+	lockdep_assert_held(&kvm->slots_lock);
+
+	slot = gfn_to_memslot(kvm, gfn);
+	if (!slot)
+		return -ENOENT;
+
+	if (!kvm_slot_has_gmem(slot) || !kvm_mem_is_private(kvm, gfn)) {
+		kvm_prepare_memory_fault_exit(vcpu, gfn_to_gpa(gfn), PAGE_SIZE,
+					      true, false, true);
+		return -EFAULT;
+	}
+
+	r = kvm_gmem_populate(kvm, gfn, (void __user *)(unsigned long)source, 1,
+			      false, copy_to_gmem, NULL);
+	return r < 0 ? r : 0;
+}
+#else
+int kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
+{
+	return -EOPNOTSUPP;
+}
+#endif

@@ -397,6 +397,21 @@ impl check::View for SlotsLocked<'_> {
     }
 }
 
+/// Waits until the memslot update that is under way, if any, is over. Fails if a signal comes first.
+///
+/// # Safety
+///
+/// `kvm` points to a live VM, and the current task is in no read section of its SRCU.
+pub(crate) unsafe fn wait_for_slots_lock(kvm: NonNull<bindings::kvm>) -> Result {
+    // SAFETY: The VM is alive by the caller's promise; the lock is dropped if it was taken.
+    unsafe {
+        let lock = addr_of_mut!((*kvm.as_ptr()).slots_lock);
+        to_result(bindings::mutex_lock_interruptible(lock))?;
+        bindings::mutex_unlock(lock);
+    }
+    Ok(())
+}
+
 /// A VM whose `slots_lock` and `slots_arch_lock` are held.
 ///
 /// # Invariants

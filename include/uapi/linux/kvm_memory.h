@@ -16,6 +16,7 @@
  * values here stay clear of it by a distance.
  */
 #define KVM_CAP_USER_MEMORY_REGION_LIST	0x10001
+#define KVM_CAP_MAP_MEMORY		0x10002
 
 /**
  * struct kvm_userspace_memory_region_entry - one memslot update of a list
@@ -63,5 +64,35 @@ struct kvm_userspace_memory_region_list {
  */
 #define KVM_SET_USER_MEMORY_REGION_LIST \
 	_IOW(KVMIO, 0x49, struct kvm_userspace_memory_region_list)
+
+/* The fault that KVM_MAP_MEMORY stands in for; a read, if there is none. */
+#define KVM_MEMORY_MAPPING_FLAG_WRITE	(1ULL << 0)
+#define KVM_MEMORY_MAPPING_FLAG_EXEC	(1ULL << 1)
+#define KVM_MEMORY_MAPPING_FLAG_USER	(1ULL << 2)
+#define KVM_MEMORY_MAPPING_FLAG_PRIVATE	(1ULL << 3)
+
+/**
+ * struct kvm_memory_mapping - argument of KVM_MAP_MEMORY
+ * @base_gfn: first guest frame to populate
+ * @nr_pages: number of frames to populate, not 0
+ * @flags: KVM_MEMORY_MAPPING_FLAG_*
+ * @source: where the contents of the memory are to be copied from, page
+ *	aligned; 0 leaves them as they are
+ *
+ * On return, whatever the result, @base_gfn, @nr_pages and @source (unless it
+ * is 0) describe what is left to do.
+ */
+struct kvm_memory_mapping {
+	__u64 base_gfn;
+	__u64 nr_pages;
+	__u64 flags;
+	__u64 source;
+};
+
+/*
+ * Available with KVM_CAP_MAP_MEMORY.  KVM_PRE_FAULT_MEMORY has the same nr and
+ * another size.
+ */
+#define KVM_MAP_MEMORY	_IOWR(KVMIO, 0xd5, struct kvm_memory_mapping)
 
 #endif /* _UAPI_LINUX_KVM_MEMORY_H */

@@ -8,19 +8,19 @@
 # The commits that bring new files: the paths, the subject, the message.
 COMMITS=(
 	"include/uapi/"
-	"KVM: Add the uAPI of memslot lists"
-	"KVM_SET_USER_MEMORY_REGION_LIST takes many memslot updates at once; a running vCPU sees all of them or none."
+	"KVM: Add the uAPI of memslot lists, and of populating guest memory"
+	"KVM_SET_USER_MEMORY_REGION_LIST takes many memslot updates at once; a running vCPU sees all of them or none. KVM_MAP_MEMORY populates guest memory before the guest needs it."
 
 	"rust/kvm/ include/linux/ include/trace/"
 	"KVM: Add the guest-memory core in Rust"
-	"It owns every change of the memslots: check, prepare and commit are separate phases, and the types allow no other order."
+	"It owns every change of the memslots: check, prepare and commit are separate phases, and the types allow no other order. And it populates guest memory by page faults that the guest did not have."
 
 	"tools/testing/selftests/kvm/"
-	"KVM: selftests: Add tests of memslot lists"
-	"They cover the rules, the errors, the number of swaps, and updates under running vCPUs."
+	"KVM: selftests: Add tests of memslot lists, and of populating memory"
+	"They cover the rules, the errors, the number of swaps, and updates under running vCPUs and under vCPUs that populate."
 
 	"Documentation/"
-	"Documentation: KVM: Describe memslot lists and the memory core"
+	"Documentation: KVM: Describe the memory core and its ioctls"
 	"memory.rst is for those who write a VMM, memory-internals.rst for those who change the core."
 
 	"tools/kvm/ samples/kvm/"
@@ -97,6 +97,10 @@ entry fails, nothing happened.
 
 The memslot code behind it, and behind the ioctls that exist already, is
 written in Rust. CONFIG_KVM_RUST_MEMORY=n keeps the C code as it was.
+
+KVM_MAP_MEMORY stands on the same core. It populates guest memory for
+reads or writes, with contents if told so, and lets memslot updates
+through while it does.
 
 The new files come first and do nothing until the later patches wire them
 up; every commit builds.
