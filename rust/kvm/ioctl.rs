@@ -226,8 +226,7 @@ pub unsafe extern "C" fn kvm_vcpu_ioctl_map_memory(
 ///
 /// As for [`kvm_vcpu_ioctl_map_memory`].
 unsafe fn map_memory(vcpu: NonNull<bindings::kvm_vcpu>, argp: UserPtr) -> Result {
-    let (mut reader, mut writer) =
-        UserSlice::new(argp, size_of::<MemoryMapping>()).reader_writer();
+    let (mut reader, mut writer) = UserSlice::new(argp, size_of::<MemoryMapping>()).reader_writer();
     let mut mapping: MemoryMapping = reader.read()?;
 
     let flags = MappingFlags::from_uapi(mapping.flags).ok_or(EINVAL)?;
