@@ -5,8 +5,8 @@
 //! Nothing here knows the kernel: like `check.rs`, this file is compiled and tested on the host too.
 //!
 //! A call works in *sections*. While one lasts, no memslot update can end, so it is short, whatever the
-//! size of the range: [`SECTION_STEPS`] pages or huge pages. A call as a whole is bounded as well
-//! ([`CALL_PAGES`]), and then tells its caller to call again.
+//! size of the range: [`SECTION_STEPS`] pages, or [`SECTION_PAGES`] where they are huge. A call as a
+//! whole is bounded as well ([`CALL_PAGES`]), and then tells its caller to call again.
 //!
 //! The [`Cursor`] moves on only over what is done. So it says at any time what is left, and doing all that
 //! is left is right even if memslots have changed in between: a page's contents and its mapping are made
@@ -14,8 +14,11 @@
 
 use crate::types::{Gfn, GfnRange, Hva, PAGE_SHIFT, PAGE_SIZE};
 
-/// Pages, or huge pages, that one section populates at most.
+/// Attempts that one section makes at most.
 pub const SECTION_STEPS: u32 = 64;
+
+/// Pages after which a section ends: those of the smallest huge page.
+pub const SECTION_PAGES: u64 = 512;
 
 /// Pages after which a call returns, to be made again.
 pub const CALL_PAGES: u64 = 1 << 16;
@@ -135,10 +138,11 @@ impl Cursor {
 
     fn section<P: Populate>(&mut self, on: &mut P) -> Result<Attempt<()>, P::Error> {
         let mut section = on.section()?;
-        let mut mapped_to = self.gfns.start;
+        let begin = self.gfns.start;
+        let mut mapped_to = begin;
         for _ in 0..SECTION_STEPS {
             let gfn = self.gfns.start;
-            if gfn == self.gfns.end {
+            if gfn == self.gfns.end || gfn.0 - begin.0 >= SECTION_PAGES {
                 break;
             }
             if let Some(source) = self.source {
