@@ -63,6 +63,7 @@ void kvm_memory_gmem_unbind(struct kvm_memory_slot *slot);
 struct file *kvm_memory_gmem_file(struct kvm_memory_slot *slot);
 void kvm_memory_srcu_lock(struct kvm_vcpu *vcpu);
 void kvm_memory_srcu_unlock(struct kvm_vcpu *vcpu);
+int kvm_memory_lock_slots_interruptible(struct kvm *kvm);
 void kvm_memory_cond_resched(void);
 bool kvm_memory_dirty_ring_is_full(struct kvm_vcpu *vcpu);
 int kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source);

@@ -151,6 +151,11 @@ void kvm_memory_srcu_unlock(struct kvm_vcpu *vcpu)
 	kvm_vcpu_srcu_read_unlock(vcpu);
 }
 
+int kvm_memory_lock_slots_interruptible(struct kvm *kvm)
+{
+	return mutex_lock_interruptible(&kvm->slots_lock);
+}
+
 void kvm_memory_cond_resched(void)
 {
 	cond_resched();
@@ -161,13 +166,16 @@ bool kvm_memory_dirty_ring_is_full(struct kvm_vcpu *vcpu)
 	return kvm_dirty_ring_check_request(vcpu);
 }
 
-/* Copy the page at @source to @gfn, which then is dirty. */
+/*
+ * Copy the page at @source to @gfn, which then is dirty; or leave @gfn as it
+ * is, hence no copy_from_user().
+ */
 int kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 {
-	const void __user *from = (const void __user *)(unsigned long)source;
 	struct kvm_memory_slot *slot = kvm_vcpu_gfn_to_memslot(vcpu, gfn);
 	struct kvm_host_map map = {};
-	int r = 0;
+	struct page *from;
+	int r;
 
 	if (!slot || slot->id >= KVM_USER_MEM_SLOTS)
 		return -ENOENT;
@@ -180,27 +188,25 @@ int kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 		return -EFAULT;
 	}
 
-	if (!access_ok(from, PAGE_SIZE))
-		return -EFAULT;
+	r = get_user_pages_fast(source, 1, 0, &from);
+	if (r != 1)
+		return r == -EINTR || r == -ENOMEM ? r : -EFAULT;
 
-	if (kvm_vcpu_map(vcpu, gfn, &map)) {
-		switch (map.pfn) {
-		case KVM_PFN_ERR_RO_FAULT:
-			return -ENOENT;
-		case KVM_PFN_ERR_SIGPENDING:
-			return -EINTR;
-		case KVM_PFN_ERR_HWPOISON:
-			return -EHWPOISON;
-		default:
-			return -EFAULT;
-		}
+	r = kvm_vcpu_map(vcpu, gfn, &map);
+	if (!r) {
+		memcpy_from_page(map.hva, from, 0, PAGE_SIZE);
+		kvm_vcpu_unmap(vcpu, &map);
+	} else if (map.pfn == KVM_PFN_ERR_RO_FAULT) {
+		r = -ENOENT;
+	} else if (map.pfn == KVM_PFN_ERR_SIGPENDING) {
+		r = -EINTR;
+	} else if (map.pfn == KVM_PFN_ERR_HWPOISON) {
+		r = -EHWPOISON;
+	} else {
+		r = -EFAULT;
 	}
 
-	/* Not copy_from_user(): that clears the page if it fails. */
-	if (__copy_from_user(map.hva, from, PAGE_SIZE))
-		r = -EFAULT;
-
-	kvm_vcpu_unmap(vcpu, &map);
+	put_page(from);
 	return r;
 }
 

@@ -414,9 +414,8 @@ impl check::View for SlotsLocked<'_> {
 pub(crate) unsafe fn wait_for_slots_lock(kvm: NonNull<bindings::kvm>) -> Result {
     // SAFETY: The VM is alive by the caller's promise; the lock is dropped if it was taken.
     unsafe {
-        let lock = addr_of_mut!((*kvm.as_ptr()).slots_lock);
-        to_result(bindings::mutex_lock_interruptible(lock))?;
-        bindings::mutex_unlock(lock);
+        to_result(bindings::kvm_memory_lock_slots_interruptible(kvm.as_ptr()))?;
+        bindings::mutex_unlock(addr_of_mut!((*kvm.as_ptr()).slots_lock));
     }
     Ok(())
 }

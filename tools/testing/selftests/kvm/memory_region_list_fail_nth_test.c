@@ -6,6 +6,8 @@
  * one, and so on until it gets by without a failure.  In between, all must be
  * as it was: the slots, the dirty log, what a vCPU reads.
  *
+ * The same for KVM_MAP_MEMORY, which must say what it has not done.
+ *
  * Needs CONFIG_FAILSLAB, CONFIG_FAIL_PAGE_ALLOC, CONFIG_FAULT_INJECTION_DEBUG_FS.
  */
 #include <fcntl.h>
@@ -255,14 +257,14 @@ static bool has_failed(void)
 	return !atoi(buf);
 }
 
-/* Calls the VM ioctl @cmd, whose @nth allocation is to fail. */
-static int ioctl_fail_nth(unsigned int nth, unsigned long cmd, void *arg,
-			  bool *failed)
+/* Calls the ioctl @cmd, whose @nth allocation is to fail. */
+static int ioctl_fail_nth(unsigned int nth, int fd, unsigned long cmd,
+			  void *arg, bool *failed)
 {
 	int r, saved_errno;
 
 	set_fail_nth(nth);
-	r = ioctl(vm->fd, cmd, arg);
+	r = ioctl(fd, cmd, arg);
 	saved_errno = errno;
 	*failed = has_failed();
 	set_fail_nth(0);
@@ -325,7 +327,7 @@ static int sweep_once(const char *name, unsigned long cmd, void *arg,
 	for (nth = 1, failed = true; failed; nth++) {
 		snprintf(when, sizeof(when), "%s, failure %u", name, nth);
 		swaps = vm_get_stat(vm, memslot_swaps);
-		r = ioctl_fail_nth(nth, cmd, arg, &failed);
+		r = ioctl_fail_nth(nth, vm->fd, cmd, arg, &failed);
 		if (r) {
 			TEST_ASSERT(failed && errno == ENOMEM,
 				    "%s: errno %d (%s)%s", when, errno,
@@ -562,8 +564,8 @@ TEST_F_TIMEOUT(fail_nth, guest_memfd, 60)
 
 	for (nth = 1; ; nth++) {
 		swaps = vm_get_stat(vm, memslot_swaps);
-		r = ioctl_fail_nth(nth, KVM_SET_USER_MEMORY_REGION2, &region,
-				   &failed);
+		r = ioctl_fail_nth(nth, vm->fd, KVM_SET_USER_MEMORY_REGION2,
+				   &region, &failed);
 		if (!r && !failed)
 			break;
 		if (r) {
@@ -760,6 +762,171 @@ TEST_F_TIMEOUT(fail_nth, after_first_swap, 120)
 	/* Two new slots: three levels of rmaps and the page track of each. */
 	TH_LOG("put back %d times", nr_failed);
 	TEST_ASSERT(nr_failed >= 8, "Put back only %d times", nr_failed);
+}
+
+/* The slots of the base state, which are backed one to one. */
+#define NR_MAPPED	14
+#define SOURCE_VAL(i)	(0x2000ul + (i))
+
+static void check_contents(const char *when, const u8 *source, int nr_done)
+{
+	u64 val, want;
+	int i;
+
+	for (i = 0; i < NR_MAPPED; i++) {
+		val = *(u64 *)(mem + i * PAGE_SIZE);
+		want = source && i < nr_done ? SOURCE_VAL(i) : BACKING_VAL(i);
+		TEST_ASSERT(val == want,
+			    "%s: page %d has 0x%lx instead of 0x%lx", when, i,
+			    val, want);
+	}
+}
+
+/* @host_err: what it means if there is no memory behind the slot */
+static void map_sweep(const char *name, int min, u64 flags, u8 *source,
+		      int host_err)
+{
+	int i, r, err, nr_failed = 0, nr_survived = 0;
+	struct kvm_memory_mapping m;
+	struct kvm_vcpu *fresh;
+	unsigned int nth;
+	char when[64];
+	bool failed;
+
+	if (!kvm_has_cap(KVM_CAP_MAP_MEMORY))
+		return;
+
+	for (nth = 1, failed = true; failed; nth++) {
+		snprintf(when, sizeof(when), "%s, failure %u", name, nth);
+		/* Each vCPU has memory of its own in stock. */
+		fresh = __vm_vcpu_add(vm, nth);
+		/* A deletion drops all mappings. */
+		list(set(14, 0, 16, 4, 16));
+		list(region_delete(14));
+		if (host_err)
+			madvise(mem, NR_MAPPED * PAGE_SIZE, MADV_DONTNEED);
+		for (i = 0; !host_err && i < NR_MAPPED; i++)
+			*(u64 *)(mem + i * PAGE_SIZE) = BACKING_VAL(i);
+
+		m = (struct kvm_memory_mapping) {
+			.base_gfn = WINDOW_GPA >> PAGE_SHIFT,
+			.nr_pages = NR_MAPPED,
+			.flags = flags,
+			.source = (uintptr_t)source,
+		};
+		r = ioctl_fail_nth(nth, fresh->fd, KVM_MAP_MEMORY, &m, &failed);
+		err = r ? errno : 0;
+		TEST_ASSERT(!err ||
+			    (failed && (err == ENOMEM || err == host_err)),
+			    "%s: errno %d (%s)%s", when, err, strerror(err),
+			    failed ? "" : ", and nothing failed");
+		TEST_ASSERT(!err == !m.nr_pages &&
+			    m.base_gfn + m.nr_pages ==
+			    (WINDOW_GPA >> PAGE_SHIFT) + NR_MAPPED,
+			    "%s: errno %d, and 0x%llx + 0x%llx left", when, err,
+			    m.base_gfn, m.nr_pages);
+		if (!host_err)
+			check_contents(when, source, NR_MAPPED - m.nr_pages);
+
+		if (err) {
+			nr_failed++;
+			r = __vcpu_ioctl(fresh, KVM_MAP_MEMORY, &m);
+			TEST_ASSERT(!r, "%s: then errno %d", when, errno);
+		} else {
+			nr_survived += failed;
+		}
+		if (!host_err)
+			check_contents(when, source, NR_MAPPED);
+		check_guest_view(when);
+	}
+
+	ksft_print_msg("%s: failed %d times, managed without %d times\n", name,
+		       nr_failed, nr_survived);
+	TEST_ASSERT(nr_failed >= min, "%s: failed only %d times, not %d", name,
+		    nr_failed, min);
+}
+
+static u8 *create_source(void)
+{
+	u8 *source = kvm_mmap(NR_MAPPED * PAGE_SIZE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	int i;
+
+	for (i = 0; i < NR_MAPPED; i++)
+		*(u64 *)(source + i * PAGE_SIZE) = SOURCE_VAL(i);
+	return source;
+}
+
+/* At least one entry for each level of page tables. */
+TEST_F_TIMEOUT(fail_nth, map_memory, 240)
+{
+	map_sweep("map for write", 4, KVM_MEMORY_MAPPING_FLAG_WRITE, NULL, 0);
+}
+
+TEST_F_TIMEOUT(fail_nth, map_memory_source, 240)
+{
+	map_sweep("map with source", 4, 0, create_source(), 0);
+}
+
+TEST_F_TIMEOUT(fail_nth, map_memory_pages, 480)
+{
+	TEST_ASSERT(fail_pages(true), "Cannot make pages fail");
+	map_sweep("map, pages fail", 4, KVM_MEMORY_MAPPING_FLAG_WRITE,
+		  create_source(), EFAULT);
+}
+
+TEST_F_TIMEOUT(fail_nth, map_memory_private, 240)
+{
+	const size_t size = NR_MAPPED * PAGE_SIZE;
+	u64 flags = KVM_MEMORY_MAPPING_FLAG_PRIVATE;
+	struct kvm_memory_mapping m;
+	u8 *source = create_source();
+	struct kvm_vcpu *fresh;
+	int fd, i, r, nr_failed;
+	unsigned int nth;
+	bool failed;
+
+	if (!kvm_has_cap(KVM_CAP_MAP_MEMORY) ||
+	    !(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM)))
+		SKIP(return, "No private memory");
+
+	for (i = 0; i < 2; i++) {
+		kvm_vm_free(vm);
+		vm = vm_create_barebones_type(KVM_X86_SW_PROTECTED_VM);
+		fd = vm_create_guest_memfd(vm, size, 0);
+		vm_set_user_memory_region2(vm, FIRST_ID, KVM_MEM_GUEST_MEMFD,
+					   WINDOW_GPA, size, mem, fd, 0);
+		vm_mem_set_private(vm, WINDOW_GPA, size);
+
+		nr_failed = 0;
+		for (nth = 1, failed = true; failed; nth++) {
+			fresh = __vm_vcpu_add(vm, nth);
+			TEST_ASSERT(!fallocate(fd, FALLOC_FL_PUNCH_HOLE |
+					       FALLOC_FL_KEEP_SIZE, 0, size),
+				    "Cannot punch a hole, errno %d", errno);
+			m = (struct kvm_memory_mapping) {
+				.base_gfn = WINDOW_GPA >> PAGE_SHIFT,
+				.nr_pages = NR_MAPPED,
+				.flags = flags,
+				.source = i ? (uintptr_t)source : 0,
+			};
+			r = ioctl_fail_nth(nth, fresh->fd, KVM_MAP_MEMORY, &m,
+					   &failed);
+			TEST_ASSERT(!r == !m.nr_pages, "Failure %u: %llu left",
+				    nth, m.nr_pages);
+			if (!r)
+				continue;
+			TEST_ASSERT(failed && errno == ENOMEM,
+				    "Failure %u: errno %d", nth, errno);
+			nr_failed++;
+			r = __vcpu_ioctl(fresh, KVM_MAP_MEMORY, &m);
+			TEST_ASSERT(!r, "Failure %u: then errno %d", nth,
+				    errno);
+		}
+		TH_LOG("failed %d of %u times", nr_failed, nth - 1);
+		TEST_ASSERT(nr_failed >= 4, "Failed only %d times", nr_failed);
+		close(fd);
+	}
 }
 
 int main(int argc, char *argv[])

@@ -11,6 +11,8 @@
  *    outcome is told but does not count;
  *  - with single ioctls while all vCPUs are paused;
  *  - with KVM_SET_USER_MEMORY_REGION_LIST.
+ *
+ * All the time, KVM_MAP_MEMORY populates this memory through another vCPU.
  */
 #include <getopt.h>
 #include <pthread.h>
@@ -18,6 +20,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "kvm_util.h"
@@ -40,6 +43,10 @@
 #define PIO_PORT		0x2000
 #define STRING_PORT		0x2004
 #define STRING_LEN		64
+
+/* How much is populated at once, and how much has its contents set. */
+#define MAX_POPULATE		200
+#define SCRATCH_PAGES		16
 
 #define MAX_PIECES		5
 #define NR_SLOTS		16
@@ -173,7 +180,25 @@ struct worker {
 	char death[256];
 };
 
+struct populater {
+	/* Which never runs. */
+	struct kvm_vcpu *vcpu;
+	pthread_t thread;
+	bool stop;
+
+	/* What is populated, and whether a part of it may have no slot. */
+	gpa_t gpa;
+	u64 pages;
+	bool may_miss;
+
+	/* Guest memory that the guest leaves alone. */
+	gpa_t scratch_gpa;
+	u64 *scratch;
+};
+
 static int nr_iterations = DEFAULT_ITERATIONS;
+static bool has_populater;
+static struct populater populater;
 static struct worker workers[MAX_VCPUS];
 static int nr_workers;
 static struct kvm_vm *vm;
@@ -349,13 +374,88 @@ static bool wait_for_passes(void)
 	return true;
 }
 
-static void start_guest(void *guest_code, int nr_vcpus, bool zap_all)
+/* What is left in @m can only be for want of a slot. */
+static void map_memory(struct kvm_memory_mapping *m)
 {
-	struct kvm_vcpu *vcpus[MAX_VCPUS];
+	int r;
+
+	do {
+		r = __vcpu_ioctl(populater.vcpu, KVM_MAP_MEMORY, m);
+	} while (r && (errno == EAGAIN || errno == EINTR));
+	TEST_ASSERT(!r || (errno == ENOENT && populater.may_miss),
+		    "KVM_MAP_MEMORY failed with errno %d, %llu pages left",
+		    errno, m->nr_pages);
+}
+
+static void fill_scratch(u64 *source, u64 tag)
+{
+	struct kvm_memory_mapping m = {
+		.base_gfn = populater.scratch_gpa >> PAGE_SHIFT,
+		.nr_pages = SCRATCH_PAGES,
+		.flags = tag % 8,
+		.source = (uintptr_t)source,
+	};
+	int i;
+
+	for (i = 0; i < SCRATCH_PAGES * PAGE_SIZE / sizeof(*source); i++)
+		source[i] = mmio_val(tag + i);
+	map_memory(&m);
+	TEST_ASSERT(!memcmp(populater.scratch, source,
+			    (SCRATCH_PAGES - m.nr_pages) * PAGE_SIZE),
+		    "KVM_MAP_MEMORY has not set the contents");
+}
+
+static void *populate(void *unused)
+{
+	struct kvm_random_state rng = new_kvm_random_state(kvm_random_seed);
+	struct kvm_memory_mapping m;
+	u64 first, calls;
+	void *source;
+
+	source = kvm_mmap(SCRATCH_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS, -1);
+
+	for (calls = 0; !READ_ONCE(populater.stop); calls++) {
+		if (calls % 8 == 0)
+			fill_scratch(source, calls / 8);
+
+		first = kvm_random_u64_in_range(&rng, 0, populater.pages - 1);
+		m = (struct kvm_memory_mapping) {
+			.base_gfn = (populater.gpa >> PAGE_SHIFT) + first,
+			.nr_pages = min(kvm_random_u64_in_range(&rng, 1, MAX_POPULATE),
+					populater.pages - first),
+			.flags = kvm_random_u32_in_range(&rng, 0, 7),
+		};
+		map_memory(&m);
+	}
+	kvm_munmap(source, SCRATCH_PAGES * PAGE_SIZE);
+	return NULL;
+}
+
+static void set_up_populater(struct kvm_vcpu *vcpu, bool may_miss)
+{
+	struct userspace_mem_region *region = memslot2region(vm, 0);
+	gva_t scratch = vm_alloc_pages(vm, SCRATCH_PAGES);
+
+	populater = (struct populater) {
+		.vcpu = vcpu,
+		.gpa = region->region.guest_phys_addr,
+		.pages = region->region.memory_size / PAGE_SIZE,
+		.may_miss = may_miss,
+		.scratch_gpa = addr_gva2gpa(vm, scratch),
+		.scratch = addr_gva2hva(vm, scratch),
+	};
+}
+
+static void start_guest(enum form form, void *guest_code, int nr_vcpus,
+			bool zap_all)
+{
+	struct kvm_vcpu *vcpus[MAX_VCPUS + 1];
 	int i;
 
 	nr_workers = nr_vcpus;
-	vm = vm_create_with_vcpus(nr_vcpus, guest_code, vcpus);
+	vm = vm_create_with_vcpus(nr_vcpus + 1, guest_code, vcpus);
+	set_up_populater(vcpus[nr_vcpus], form != LIST);
 	virt_map(vm, MMIO_GPA, MMIO_GPA, 1);
 	virt_map(vm, SWITCH_GPA, SWITCH_GPA, SWITCH_PAGES);
 	if (!zap_all)
@@ -377,6 +477,8 @@ static void run_guest(void)
 	for (i = 0; i < nr_workers; i++)
 		kvm_pthread_create(&workers[i].thread, NULL, vcpu_worker,
 				   &workers[i]);
+	if (has_populater)
+		kvm_pthread_create(&populater.thread, NULL, populate, NULL);
 }
 
 /* The number of vCPUs that died. */
@@ -385,6 +487,11 @@ static int stop_guest(void)
 	struct timespec start;
 	struct worker *w;
 	int nr_dead = 0;
+
+	if (has_populater) {
+		WRITE_ONCE(populater.stop, true);
+		kvm_pthread_join(populater.thread, NULL);
+	}
 
 	WRITE_ONCE(*guest_ptr(vm, guest_stop), true);
 	clock_gettime(CLOCK_MONOTONIC, &start);
@@ -570,7 +677,7 @@ static bool reshape(enum form form, void *guest_code, int nr_vcpus, bool zap_all
 
 	/* The slowest machine needs a while for a pass, a lost vCPU forever. */
 	patience = form == SINGLE ? 2 : 30;
-	start_guest(guest_code, nr_vcpus, zap_all);
+	start_guest(form, guest_code, nr_vcpus, zap_all);
 	region = memslot2region(vm, 0);
 	pages = region->region.memory_size / PAGE_SIZE;
 	old.nr = 0;
@@ -629,7 +736,9 @@ static bool switch_memory(bool zap_all)
 	bool good = true;
 
 	/* With one writer there is an order to check. */
-	start_guest(guest_writer, 1, zap_all);
+	start_guest(LIST, guest_writer, 1, zap_all);
+	populater.gpa = SWITCH_GPA;
+	populater.pages = SWITCH_PAGES;
 	for (i = 0; i < 2; i++)
 		mem[i] = kvm_mmap(size, PROT_READ | PROT_WRITE,
 				  MAP_PRIVATE | MAP_ANONYMOUS, -1);
@@ -715,6 +824,7 @@ int main(int argc, char *argv[])
 	}
 
 	sigaction(SIG_IPI, &sa, NULL);
+	has_populater = kvm_has_cap(KVM_CAP_MAP_MEMORY);
 	quirks = kvm_check_cap(KVM_CAP_DISABLE_QUIRKS2) & KVM_X86_QUIRK_SLOT_ZAP_ALL;
 
 	ksft_print_header();
