@@ -38,7 +38,7 @@ configure() {
 compile() {
 	local flavour=$1 dir=$WORK/build/$1 log=$LOG/kernel-$1.log expected
 	shift
-	expected=$(cat "$dir/.objects" 2>/dev/null || echo 1700)
+	expected=$(cat "$dir/.objects" 2>/dev/null || echo 2400)
 	[[ -f $dir/.objects ]] && expected=20
 	need_disk 3 "building the $flavour kernel"
 	kmake "$flavour" "$@" 2>&1 | progress "kernel, $flavour" "$log" "$expected" || {
