@@ -66,6 +66,8 @@ void kvm_memory_srcu_unlock(struct kvm_vcpu *vcpu);
 int kvm_memory_lock_slots_interruptible(struct kvm *kvm);
 void kvm_memory_cond_resched(void);
 bool kvm_memory_dirty_ring_is_full(struct kvm_vcpu *vcpu);
+void kvm_memory_fault_in(struct kvm_vcpu *vcpu, gfn_t gfn, unsigned long npages,
+			 bool write);
 int kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source);
 int kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source);
 

@@ -52,8 +52,9 @@ pub trait Populate {
     where
         Self: 's;
 
-    /// Begins a section, which ends when it is dropped. Fails if the call is to end here (a signal).
-    fn section(&mut self) -> Result<Self::Section<'_>, Self::Error>;
+    /// Begins a section, which ends when it is dropped. It will start with `gfns`, in this order, and may
+    /// not come to the last of them. Fails if the call is to end here (a signal).
+    fn section(&mut self, gfns: GfnRange) -> Result<Self::Section<'_>, Self::Error>;
 
     /// Waits for the end of the memslot update that is under way.
     fn wait_for_update(&mut self) -> Result<(), Self::Error>;
@@ -137,8 +138,12 @@ impl Cursor {
     }
 
     fn section<P: Populate>(&mut self, on: &mut P) -> Result<Attempt<()>, P::Error> {
-        let mut section = on.section()?;
         let begin = self.gfns.start;
+        let npages = self.npages().min(SECTION_STEPS.into());
+        let mut section = on.section(GfnRange {
+            start: begin,
+            end: Gfn(begin.0 + npages),
+        })?;
         let mut mapped_to = begin;
         for _ in 0..SECTION_STEPS {
             let gfn = self.gfns.start;

@@ -167,6 +167,39 @@ bool kvm_memory_dirty_ring_is_full(struct kvm_vcpu *vcpu)
 }
 
 /*
+ * Have the memory behind @npages frames present, so that the page faults to
+ * come need not get it page by page.  As far as that takes no waiting, and as
+ * far as it goes: what is wrong with a page is found by the fault on it.
+ */
+void kvm_memory_fault_in(struct kvm_vcpu *vcpu, gfn_t gfn, unsigned long npages,
+			 bool write)
+{
+	struct kvm_memory_slot *slot = kvm_vcpu_gfn_to_memslot(vcpu, gfn);
+	unsigned int foll = write ? FOLL_WRITE : 0;
+	struct page *pages[64];
+	unsigned long hva;
+	long n;
+
+	if (!slot || kvm_memslot_is_gmem_only(slot) ||
+	    slot->flags & KVM_MEMSLOT_INVALID ||
+	    (write && slot->flags & KVM_MEM_READONLY))
+		return;
+
+	hva = __gfn_to_hva_memslot(slot, gfn);
+	npages = min3(npages, slot->npages - (gfn - slot->base_gfn),
+		      ARRAY_SIZE(pages));
+
+	/* Where the first page is present, the others are likely to be. */
+	n = get_user_pages_fast_only(hva, 1, foll, pages);
+	if (n != 1)
+		n = get_user_pages_unlocked(hva, npages, pages,
+					    foll | FOLL_NOWAIT);
+
+	while (n > 0)
+		put_page(pages[--n]);
+}
+
+/*
  * Copy the page at @source to @gfn, which then is dirty; or leave @gfn as it
  * is, hence no copy_from_user().
  */

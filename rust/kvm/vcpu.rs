@@ -7,7 +7,7 @@
 
 use crate::populate::{Attempt, Populate, Section};
 use crate::slots::{wait_for_slots_lock, SlotsLocked};
-use crate::types::{Gfn, Hva};
+use crate::types::{Gfn, GfnRange, Hva};
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use kernel::bindings;
@@ -20,6 +20,7 @@ use kernel::types::NotThreadSafe;
 pub(crate) struct MappingFlags(u64);
 
 impl MappingFlags {
+    const WRITE: u64 = 1 << 0;
     const PRIVATE: u64 = 1 << 3;
     const ALL: u64 = (1 << 4) - 1;
 
@@ -28,12 +29,17 @@ impl MappingFlags {
         (flags & !Self::ALL == 0).then_some(Self(flags))
     }
 
+    fn is_write(self) -> bool {
+        self.0 & Self::WRITE != 0
+    }
+
     fn is_private(self) -> bool {
         self.0 & Self::PRIVATE != 0
     }
 }
 
 const _: () = {
+    assert!(MappingFlags::WRITE == bindings::KVM_MEMORY_MAPPING_FLAG_WRITE as u64);
     assert!(MappingFlags::PRIVATE == bindings::KVM_MEMORY_MAPPING_FLAG_PRIVATE as u64);
 };
 
@@ -88,7 +94,7 @@ impl LoadedVcpu<'_> {
         Ok(Populator {
             vcpu: self,
             flags,
-            fills_private: fill && flags.is_private(),
+            fill,
         })
     }
 }
@@ -104,7 +110,7 @@ impl Drop for LoadedVcpu<'_> {
 pub(crate) struct Populator<'a> {
     vcpu: &'a LoadedVcpu<'a>,
     flags: MappingFlags,
-    fills_private: bool,
+    fill: bool,
 }
 
 impl Populate for Populator<'_> {
@@ -114,26 +120,34 @@ impl Populate for Populator<'_> {
     where
         Self: 's;
 
-    fn section(&mut self) -> Result<SrcuSection<'_>> {
+    fn section(&mut self, gfns: GfnRange) -> Result<SrcuSection<'_>> {
         if kernel::current!().signal_pending() {
             return Err(EINTR);
         }
         // SAFETY: No lock is held that forbids to sleep.
         unsafe { bindings::kvm_memory_cond_resched() };
-        let slots = if self.fills_private {
+        let slots = if self.fill && self.flags.is_private() {
             // SAFETY: The VM of a live vCPU is alive.
             Some(unsafe { SlotsLocked::lock(self.vcpu.kvm()?) })
         } else {
             None
         };
+        let vcpu = self.vcpu.as_ptr();
         // SAFETY: The vCPU is alive, and in no read section.
-        unsafe { bindings::kvm_memory_srcu_lock(self.vcpu.as_ptr()) };
+        unsafe { bindings::kvm_memory_srcu_lock(vcpu) };
         // INVARIANT: By the line above.
-        Ok(SrcuSection {
+        let section = SrcuSection {
             vcpu: self.vcpu,
             flags: self.flags,
             slots,
-        })
+        };
+        if !self.flags.is_private() {
+            let npages = (gfns.end.0 - gfns.start.0) as usize;
+            let write = self.fill || self.flags.is_write();
+            // SAFETY: The vCPU is alive, and memslots may be read.
+            unsafe { bindings::kvm_memory_fault_in(vcpu, gfns.start.0, npages, write) };
+        }
+        Ok(section)
     }
 
     fn wait_for_update(&mut self) -> Result {

@@ -99,9 +99,10 @@ pub fn run(
     variant: Variant,
     method: Method,
     vcpus: u64,
+    prefault: bool,
     updates: usize,
 ) -> Result<Outcome> {
-    let machine = Machine::start(kvm, vcpus, variant)?;
+    let machine = Machine::start(kvm, vcpus, variant, prefault)?;
     // Until all its pages are there, a guest stalls for reasons of its own.
     if let Some(death) = wait_for_progress(&machine, vcpus, 20)? {
         bail!("the guest does not even start: {death}");

@@ -18,13 +18,14 @@ use kvm_bindings::{
     kvm_cpuid_entry2, kvm_regs, kvm_segment, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use kvm_memory_uapi::{Flags, Region, RegionList, Slot, VmFdMemoryExt};
+use kvm_memory_uapi::{Access, Flags, Mapping, Region, RegionList, Slot, VmFdMemoryExt};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::signal::{register_signal_handler, Killable, SIGRTMIN};
 
 use crate::{
     guest::{self, Device, Replay, Variant},
     plan::Window,
+    prefault,
 };
 
 /// Not one of the slots that a plan uses.
@@ -134,7 +135,8 @@ pub fn register_kick() -> Result<()> {
 }
 
 impl Machine {
-    pub fn start(kvm: &Kvm, vcpus: u64, variant: Variant) -> Result<Machine> {
+    /// With `prefault`, the guest's memory is populated before it runs.
+    pub fn start(kvm: &Kvm, vcpus: u64, variant: Variant, prefault: bool) -> Result<Machine> {
         let vm = kvm.create_vm().context("KVM_CREATE_VM failed")?;
         let memory = GuestMemoryMmap::from_ranges(&[
             (GuestAddress(guest::WINDOW), guest::WINDOW_FULL as usize),
@@ -178,16 +180,29 @@ impl Machine {
         let mut slots = RegionList::new();
         slots.create(window.initial())?.create(report)?;
         machine.set_one_by_one(&slots)?;
-        for id in 0..vcpus {
+        let mut fds = (0..vcpus)
+            .map(|id| {
+                new_vcpu(kvm, &machine.vm, id, &guest::Entry::new(id, variant))
+                    .with_context(|| format!("cannot make vCPU {id}"))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        if prefault {
+            let mappings = slots
+                .entries()
+                .iter()
+                .map(|slot| Mapping::new(slot.guest_phys_addr, slot.memory_size, Access::WRITE))
+                .collect::<Result<Vec<_>, _>>()?;
+            prefault::populate(&mut fds, &mappings)?;
+        }
+        for (id, fd) in (0..).zip(fds) {
             machine
-                .start_vcpu(kvm, id, variant)
+                .start_vcpu(fd, id, variant)
                 .with_context(|| format!("cannot start vCPU {id}"))?;
         }
         Ok(machine)
     }
 
-    fn start_vcpu(&mut self, kvm: &Kvm, id: u64, variant: Variant) -> Result<()> {
-        let mut fd = new_vcpu(kvm, &self.vm, id, variant)?;
+    fn start_vcpu(&mut self, mut fd: VcpuFd, id: u64, variant: Variant) -> Result<()> {
         self.tsc_khz = fd.get_tsc_khz().context("KVM_GET_TSC_KHZ failed")?;
 
         // INVARIANT: the VcpuFd goes into the thread and from there into the
@@ -349,7 +364,8 @@ impl Drop for Machine {
     }
 }
 
-fn new_vcpu(kvm: &Kvm, vm: &VmFd, id: u64, variant: Variant) -> Result<VcpuFd> {
+/// A vCPU in 64-bit mode.
+pub fn new_vcpu(kvm: &Kvm, vm: &VmFd, id: u64, entry: &guest::Entry) -> Result<VcpuFd> {
     let fd = vm.create_vcpu(id).context("KVM_CREATE_VCPU failed")?;
 
     let mut cpuid = kvm
@@ -368,7 +384,6 @@ fn new_vcpu(kvm: &Kvm, vm: &VmFd, id: u64, variant: Variant) -> Result<VcpuFd> {
         .map_err(|e| anyhow!("no room for one more CPUID entry: {e:?}"))?;
     fd.set_cpuid2(&cpuid).context("KVM_SET_CPUID2 failed")?;
 
-    let entry = guest::Entry::new(id, variant);
     let mut sregs = fd.get_sregs().context("KVM_GET_SREGS failed")?;
     // 64-bit mode at once. The guest never loads a segment register, so it needs
     // no GDT; without an IDT an exception is its death.

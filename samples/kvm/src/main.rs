@@ -15,6 +15,10 @@
 //! and only if the guests of (c) survived every update and computed what they
 //! should have.
 //!
+//! `sample-vmm prefault` populates a guest's memory before the guest runs, by all
+//! its vCPUs at once, and shows which page faults that spares it; `--prefault`
+//! does the same for the guests of the demo.
+//!
 //! | file | holds |
 //! |---|---|
 //! | `plan.rs` | the updates, as lists |
@@ -22,6 +26,7 @@
 //! | `machine.rs` | VM, vCPU threads, the three ways to apply a list |
 //! | `experiment.rs` | one guest, one way: run and measure |
 //! | `report.rs` | table and charts |
+//! | `prefault.rs` | populating memory, and the guest that shows what it is good for |
 
 // A program has no public items: `pub` is for its other files.
 #![allow(unreachable_pub)]
@@ -33,20 +38,24 @@ mod experiment;
 mod guest;
 mod machine;
 mod plan;
+mod prefault;
 mod report;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{ensure, Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VmFd};
 use kvm_memory_uapi::VmFdMemoryExt;
 
 use experiment::{Method, Outcome};
 use guest::Variant;
 
 #[derive(Parser)]
-#[command(version, about = "What updates of memslots do to a running guest")]
+#[command(
+    version,
+    about = "What updates of memslots do to a running guest, and what populating its memory spares it"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -71,7 +80,36 @@ enum Command {
         /// A tenth of the updates.
         #[arg(long)]
         quick: bool,
+        /// Populate the guests' memory before they start.
+        #[arg(long)]
+        prefault: bool,
     },
+    /// Populate a guest's memory, let it touch every page, and compare with a
+    /// guest that has to fault its memory in.
+    Prefault {
+        /// Memory of the guest, in bytes or with K, M or G.
+        #[arg(long, default_value = "1G", value_parser = bytes)]
+        size: u64,
+        /// vCPUs of the guest, which populate and touch it at the same time.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=guest::MAX_VCPUS))]
+        vcpus: u64,
+        /// Populate it with contents, from a buffer of the same size.
+        #[arg(long)]
+        source: bool,
+    },
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.parse().map_err(|_| "not a size, like 512M")?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| "too large".to_owned())
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -92,15 +130,25 @@ impl Variants {
 }
 
 fn main() -> ExitCode {
-    let Command::Demo {
-        updates,
-        vcpus,
-        variant,
-        svg,
-        quick,
-    } = Cli::parse().command;
-    let updates = if quick { updates.div_ceil(10) } else { updates };
-    match demo(updates as usize, vcpus, variant.list(), svg) {
+    let result = match Cli::parse().command {
+        Command::Demo {
+            updates,
+            vcpus,
+            variant,
+            svg,
+            quick,
+            prefault,
+        } => {
+            let updates = if quick { updates.div_ceil(10) } else { updates };
+            demo(updates as usize, vcpus, variant.list(), prefault, svg)
+        }
+        Command::Prefault {
+            size,
+            vcpus,
+            source,
+        } => prefault(vcpus, size, source),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("sample-vmm: {e:#}");
@@ -109,16 +157,41 @@ fn main() -> ExitCode {
     }
 }
 
-fn demo(updates: usize, vcpus: u64, variants: &[Variant], svg: Option<PathBuf>) -> Result<()> {
-    let kvm = Kvm::new().context(
+fn open_kvm() -> Result<Kvm> {
+    Kvm::new().context(
         "cannot open /dev/kvm; load kvm_amd or kvm_intel and run as root or in the group kvm, \
          or run `make demo`, which boots a kernel that has it",
-    )?;
-    let has_list = kvm
-        .create_vm()
-        .context("KVM_CREATE_VM failed")?
-        .max_memory_region_list_entries()
-        > 0;
+    )
+}
+
+fn ensure_can_map_memory(vm: &VmFd) -> Result<()> {
+    ensure!(
+        vm.can_map_memory(),
+        "this KVM cannot populate memory (KVM_CAP_MAP_MEMORY); load KVM modules that were built \
+         with CONFIG_KVM_RUST_MEMORY=y, with npt=1 (kvm_amd) or ept=1 (kvm_intel)"
+    );
+    Ok(())
+}
+
+fn prefault(vcpus: u64, size: u64, source: bool) -> Result<()> {
+    let kvm = open_kvm()?;
+    ensure_can_map_memory(&kvm.create_vm().context("KVM_CREATE_VM failed")?)?;
+    prefault::compare(&kvm, vcpus, size, source)
+}
+
+fn demo(
+    updates: usize,
+    vcpus: u64,
+    variants: &[Variant],
+    prefault: bool,
+    svg: Option<PathBuf>,
+) -> Result<()> {
+    let kvm = open_kvm()?;
+    let vm = kvm.create_vm().context("KVM_CREATE_VM failed")?;
+    let has_list = vm.max_memory_region_list_entries() > 0;
+    if prefault {
+        ensure_can_map_memory(&vm)?;
+    }
     machine::register_kick()?;
 
     let mut outcomes: Vec<Outcome> = Vec::new();
@@ -128,7 +201,7 @@ fn demo(updates: usize, vcpus: u64, variants: &[Variant], svg: Option<PathBuf>) 
                 continue;
             }
             eprintln!("{updates} updates, {variant} guest, {method} ...");
-            let outcome = experiment::run(&kvm, variant, method, vcpus, updates)
+            let outcome = experiment::run(&kvm, variant, method, vcpus, prefault, updates)
                 .with_context(|| format!("{variant} guest, {method}"))?;
             outcomes.push(outcome);
         }
@@ -158,4 +231,24 @@ fn demo(updates: usize, vcpus: u64, variants: &[Variant], svg: Option<PathBuf>) 
         "a guest did not survive the list unharmed, see the table"
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, size) in [
+            ("4096", 4096),
+            ("8k", 8 << 10),
+            ("64M", 64 << 20),
+            ("1G", 1 << 30),
+        ] {
+            assert_eq!(bytes(text), Ok(size));
+        }
+        for text in ["", "G", "1T", "-1", "1.5G", "99999999999G"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
 }

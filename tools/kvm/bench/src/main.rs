@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 
 //! What memslot updates cost: single ioctls of KVM's C code, the same ioctls of
-//! the memory core in Rust, and one list.
+//! the memory core in Rust, and one list. And what it costs to populate guest
+//! memory: `KVM_MAP_MEMORY`, `KVM_PRE_FAULT_MEMORY` and the guest itself.
 //!
 //! Everything is measured in one boot of one machine. The module sets take
 //! turns, round after round, so that whatever else slows the machine down for
 //! a while meets all of them.
 
 mod measure;
+mod populate;
+mod populate_report;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -15,7 +18,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{ensure, Context, Result};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use kvm_ioctls::Kvm;
 use kvm_memory_uapi::VmFdMemoryExt;
 
@@ -26,18 +29,23 @@ use report::Results;
 /// single update waits for it, up to 10 ms where the machine is emulated.
 const VCPU_MAX_SLOTS: u16 = 64;
 
-/// Measure what memslot updates cost, in C, in Rust and as a list.
+/// Measure what memslot updates cost, in C, in Rust and as a list, and what
+/// populating guest memory costs.
 ///
 /// Runs as root where both sets of KVM modules can be loaded: in the test VM.
 #[derive(Parser)]
 struct Args {
-    /// Fewer slots and rounds: does it all work, rather than how fast
+    /// Fewer slots, less memory, fewer rounds: does it all work, rather than how fast
     #[arg(long)]
     quick: bool,
-    /// Times that both module sets are measured [default: 5, quick: 2]
+    /// Measure nothing else
+    #[arg(long)]
+    only: Option<Group>,
+    /// Times that everything is measured [default: 5, populating 3, quick: 2]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Write a picture of the result to this SVG file
+    /// Write a picture of the updates to this SVG file, and one of populating
+    /// beside it: NAME-populate.svg
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
     /// Program that loads the module set named by its argument, c or rust
@@ -45,8 +53,24 @@ struct Args {
     kvm_flavour: PathBuf,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    Updates,
+    Populate,
+}
+
 fn main() -> Result<()> {
     let args = Args::parse();
+    if args.only != Some(Group::Populate) {
+        measure_updates(&args)?;
+    }
+    if args.only != Some(Group::Updates) {
+        measure_populating(&args)?;
+    }
+    Ok(())
+}
+
+fn measure_updates(args: &Args) -> Result<()> {
     let (rounds, counts): (u32, &[u16]) = if args.quick {
         (2, &[1, 64, 1024])
     } else {
@@ -81,6 +105,42 @@ fn main() -> Result<()> {
     print!("{}", report::table(&results, rounds)?);
     if let Some(file) = &args.svg {
         report::picture(&results, file).with_context(|| format!("{}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// All with the Rust core, as the C code has no `KVM_MAP_MEMORY`, and the same
+/// `KVM_PRE_FAULT_MEMORY`.
+fn measure_populating(args: &Args) -> Result<()> {
+    let rounds = args.rounds.unwrap_or(if args.quick { 2 } else { 3 });
+    let cases = populate::cases(args.quick);
+    populate::check_memory(&cases)?;
+    load(Flavour::Rust, &args.kvm_flavour)?;
+    let kvm = Kvm::new().context("/dev/kvm")?;
+
+    let mut results = populate_report::Results::default();
+    let mut progress = Progress::new(rounds as usize * cases.len());
+    for round in 1..=rounds {
+        for &(kind, shape) in &cases {
+            progress.step(&format!("round {round}, {kind}, {shape}"));
+            let mut methods = kind.methods().to_vec();
+            if round % 2 == 0 {
+                methods.reverse();
+            }
+            for method in methods {
+                let sample = populate::measure(&kvm, kind, shape, method)
+                    .with_context(|| format!("{method}, {kind}, {shape}"))?;
+                results.add(kind, shape, method, sample);
+            }
+        }
+    }
+
+    print!("{}", populate_report::table(&results, rounds)?);
+    if let Some(file) = &args.svg {
+        let mut name = file.file_stem().unwrap_or_default().to_os_string();
+        name.push("-populate.svg");
+        let file = file.with_file_name(name);
+        populate_report::picture(&results, &file).with_context(|| format!("{}", file.display()))?;
     }
     Ok(())
 }

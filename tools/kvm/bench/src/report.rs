@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 
-//! The table and the picture.
+//! The table and the picture of memslot updates.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -15,17 +15,17 @@ use plotters::prelude::*;
 
 use crate::measure::{Case, Method, Operation};
 
-/// Median and extremes of the rounds, in microseconds.
+/// Median and extremes of the rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
+pub struct Spread {
+    pub median: f64,
+    pub min: f64,
+    pub max: f64,
 }
 
 impl Spread {
     /// `None` of no values.
-    fn of(mut values: Vec<f64>) -> Option<Self> {
+    pub fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
         let (min, max) = (*values.first()?, *values.last()?);
         let middle = values.len() / 2;
@@ -59,7 +59,7 @@ impl Results {
         cases.filter(|case| case.vcpu == vcpu).collect()
     }
 
-    /// Time for all of the slots.
+    /// Time for all of the slots, in microseconds.
     fn total(&self, operation: Operation, case: Case, method: Method) -> Result<Spread> {
         self.0
             .get(&(operation, case, method))
@@ -89,7 +89,7 @@ impl Results {
 }
 
 /// Three significant digits, which is more than the spread warrants.
-fn digits(value: f64) -> String {
+pub fn digits(value: f64) -> String {
     let decimals = match value {
         v if v >= 100.0 => 0,
         v if v >= 10.0 => 1,
@@ -100,7 +100,7 @@ fn digits(value: f64) -> String {
 }
 
 /// A ratio of times, less precise the larger it is.
-fn times(ratio: f64) -> String {
+pub fn times(ratio: f64) -> String {
     let decimals = if ratio < 10.0 { 2 } else { 0 };
     format!("{ratio:.decimals$}")
 }

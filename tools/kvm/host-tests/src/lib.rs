@@ -9,5 +9,7 @@
 
 #[path = "../../../../rust/kvm/check.rs"]
 pub mod check;
+#[path = "../../../../rust/kvm/populate.rs"]
+pub mod populate;
 #[path = "../../../../rust/kvm/types.rs"]
 pub mod types;

@@ -34,7 +34,13 @@ impl<T> ::std::fmt::Debug for __IncompleteArrayField<T> {
     }
 }
 pub const KVM_CAP_USER_MEMORY_REGION_LIST: u32 = 65537;
+pub const KVM_CAP_MAP_MEMORY: u32 = 65538;
 pub const KVM_SET_USER_MEMORY_REGION_LIST: u32 = 1074310729;
+pub const KVM_MEMORY_MAPPING_FLAG_WRITE: u32 = 1;
+pub const KVM_MEMORY_MAPPING_FLAG_EXEC: u32 = 2;
+pub const KVM_MEMORY_MAPPING_FLAG_USER: u32 = 4;
+pub const KVM_MEMORY_MAPPING_FLAG_PRIVATE: u32 = 8;
+pub const KVM_MAP_MEMORY: u32 = 3223367381;
 pub type __u8 = ::std::os::raw::c_uchar;
 pub type __u32 = ::std::os::raw::c_uint;
 pub type __u64 = ::std::os::raw::c_ulonglong;
@@ -91,4 +97,26 @@ const _: () = {
         [::std::mem::offset_of!(kvm_userspace_memory_region_list, flags) - 4usize];
     ["Offset of field: kvm_userspace_memory_region_list::entries"]
         [::std::mem::offset_of!(kvm_userspace_memory_region_list, entries) - 8usize];
+};
+#[doc = " struct kvm_memory_mapping - argument of KVM_MAP_MEMORY\n @base_gfn: first guest frame to populate\n @nr_pages: number of frames to populate, not 0\n @flags: KVM_MEMORY_MAPPING_FLAG_*\n @source: where the contents of the memory are to be copied from, page\n\taligned; 0 leaves them as they are\n\n On return, whatever the result, @base_gfn, @nr_pages and @source (unless it\n is 0) describe what is left to do."]
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
+pub struct kvm_memory_mapping {
+    pub base_gfn: __u64,
+    pub nr_pages: __u64,
+    pub flags: __u64,
+    pub source: __u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of kvm_memory_mapping"][::std::mem::size_of::<kvm_memory_mapping>() - 32usize];
+    ["Alignment of kvm_memory_mapping"][::std::mem::align_of::<kvm_memory_mapping>() - 8usize];
+    ["Offset of field: kvm_memory_mapping::base_gfn"]
+        [::std::mem::offset_of!(kvm_memory_mapping, base_gfn) - 0usize];
+    ["Offset of field: kvm_memory_mapping::nr_pages"]
+        [::std::mem::offset_of!(kvm_memory_mapping, nr_pages) - 8usize];
+    ["Offset of field: kvm_memory_mapping::flags"]
+        [::std::mem::offset_of!(kvm_memory_mapping, flags) - 16usize];
+    ["Offset of field: kvm_memory_mapping::source"]
+        [::std::mem::offset_of!(kvm_memory_mapping, source) - 24usize];
 };

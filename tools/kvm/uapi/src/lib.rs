@@ -1,21 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 
-//! Many memslot updates in one step: `KVM_SET_USER_MEMORY_REGION_LIST` for
-//! users of [`kvm_ioctls`].
+//! Many memslot updates in one step, and guest memory that is populated before
+//! the guest needs it: `KVM_SET_USER_MEMORY_REGION_LIST` and `KVM_MAP_MEMORY`
+//! for users of [`kvm_ioctls`].
 //!
 //! A VMM that resizes, splits or moves a memslot with single ioctls leaves the
 //! guest without that memory in between, and a vCPU that runs there dies. A
 //! list is applied as a whole: a running vCPU sees the slots as they were
 //! before it or as they are after it, and if one entry fails, none happens.
 //!
+//! A guest that touches memory for the first time leaves guest mode for each of
+//! its pages. Memory that is populated has them mapped already.
+//!
 //! | what | is |
 //! |---|---|
 //! | [`RegionList`] | the argument of the ioctl, built entry by entry and checked as far as that goes without the kernel |
 //! | [`Memslots`] | a VMM's record of its slots, changed only once the kernel has agreed |
 //! | [`VmFdMemoryExt`] | the ioctl itself, on [`VmFd`] |
+//! | [`Mapping`] | guest memory to populate, and what of it is left |
+//! | [`VcpuFdMemoryExt`] | that ioctl, on [`VcpuFd`](kvm_ioctls::VcpuFd): a step, all steps, or one by one with their progress |
+//! | [`Stats`] | KVM's statistics, such as what the guest's page faults and its lists came to |
 //! | [`bindings`] | the C structs and numbers, generated from `linux/kvm_memory.h` |
 //!
-//! # Example
+//! # Examples
 //!
 //! A slot of two pages becomes two slots, under running vCPUs:
 //!
@@ -50,9 +57,26 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! It is populated for writing, and a third page is not there to be:
+//!
+//! ```no_run
+//! use kvm_memory_uapi::{Access, MapError, Mapping, VcpuFdMemoryExt};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
+//! let mut vcpu = vm.create_vcpu(0)?;
+//! let mut mapping = Mapping::new(0, 0x3000, Access::WRITE)?;
+//! assert_eq!(vcpu.map_memory(&mut mapping), Err(MapError::NoMemslot));
+//! assert_eq!((mapping.guest_phys_addr(), mapping.pages()), (0x2000, 1));
+//! # Ok(())
+//! # }
+//! ```
 
 mod list;
+mod map;
 mod memslots;
+mod stats;
 
 /// `linux/kvm_memory.h` as bindgen translates it; `bindgen.sh` makes it again.
 #[allow(
@@ -70,9 +94,13 @@ use kvm_ioctls::VmFd;
 use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::ioctl_with_ptr;
 
-use bindings::{KVM_CAP_USER_MEMORY_REGION_LIST, KVM_SET_USER_MEMORY_REGION_LIST};
+use bindings::{
+    KVM_CAP_MAP_MEMORY, KVM_CAP_USER_MEMORY_REGION_LIST, KVM_SET_USER_MEMORY_REGION_LIST,
+};
 pub use list::{EntryError, Field, Flags, Reason, Region, RegionList, Slot, PAGE_SIZE};
+pub use map::{Access, MapError, MapSteps, Mapping, Progress, VcpuFdMemoryExt};
 pub use memslots::{MemslotUpdate, Memslots};
+pub use stats::Stats;
 
 /// Why the kernel refused a list. Nothing of the list has happened then.
 ///
@@ -127,7 +155,7 @@ impl From<errno::Error> for Error {
     }
 }
 
-/// Lists of memslot updates on a [`VmFd`].
+/// Lists of memslot updates on a [`VmFd`], and what else it can do with memory.
 ///
 /// Source: `linux/kvm_memory.h`; `Documentation/virt/kvm/memory.rst` says what
 /// a vCPU sees meanwhile.
@@ -138,6 +166,10 @@ pub trait VmFdMemoryExt {
     /// Where it is there, it is enough to replace every slot of the VM in one
     /// call.
     fn max_memory_region_list_entries(&self) -> usize;
+
+    /// Whether vCPUs can populate memory, as [`VcpuFdMemoryExt`] has them do
+    /// (`KVM_CAP_MAP_MEMORY`).
+    fn can_map_memory(&self) -> bool;
 
     /// Applies all entries of `list` in order and at once, or none of them
     /// (`KVM_SET_USER_MEMORY_REGION_LIST`).
@@ -195,6 +227,10 @@ impl VmFdMemoryExt for VmFd {
     fn max_memory_region_list_entries(&self) -> usize {
         let n = self.check_extension_raw(c_ulong::from(KVM_CAP_USER_MEMORY_REGION_LIST));
         usize::try_from(n).unwrap_or(0)
+    }
+
+    fn can_map_memory(&self) -> bool {
+        self.check_extension_raw(c_ulong::from(KVM_CAP_MAP_MEMORY)) > 0
     }
 
     unsafe fn set_user_memory_regions(&self, list: &RegionList) -> Result<(), Error> {

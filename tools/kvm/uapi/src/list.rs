@@ -198,7 +198,7 @@ impl From<Region> for kvm_userspace_memory_region {
     }
 }
 
-/// A field of a [`Region`], for errors.
+/// A field of a [`Region`] or a [`Mapping`](crate::Mapping), for errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
     /// [`Region::guest_phys_addr`]
@@ -207,6 +207,8 @@ pub enum Field {
     MemorySize,
     /// [`Region::userspace_addr`]
     UserspaceAddr,
+    /// [`Mapping::source`](crate::Mapping::source)
+    Source,
 }
 
 impl fmt::Display for Field {
@@ -215,15 +217,17 @@ impl fmt::Display for Field {
             Field::GuestPhysAddr => "guest_phys_addr",
             Field::MemorySize => "memory_size",
             Field::UserspaceAddr => "userspace_addr",
+            Field::Source => "source",
         })
     }
 }
 
-/// What is wrong with an entry.
+/// What is wrong with an entry, or with a [`Mapping`](crate::Mapping).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Reason {
-    /// `memory_size` is 0, which to the kernel means a deletion.
+    /// `memory_size` is 0, which to the kernel means a deletion, and is nothing
+    /// to map.
     #[error("memory_size is 0")]
     Empty,
     /// Not a multiple of [`PAGE_SIZE`].
@@ -248,6 +252,12 @@ pub enum Reason {
     /// Bits that [`Flags`] does not name.
     #[error("flags {0:#x} cannot be in a list")]
     UnknownFlags(u32),
+    /// Bits that [`Access`](crate::Access) does not name.
+    #[error("there is no access {0:#x}")]
+    UnknownAccess(u64),
+    /// `source` is 0, which to the kernel means that there is none.
+    #[error("source is 0")]
+    NoSource,
     /// A move to where the slot is.
     #[error("the slot is at {0:#x} already")]
     NotAMove(u64),

@@ -51,8 +51,20 @@ fn list_is_a_header_of_eight_bytes() {
 }
 
 #[test]
+fn mapping_is_four_words() {
+    type Mapping = kvm_memory_mapping;
+
+    assert_eq!((size_of::<Mapping>(), align_of::<Mapping>()), (32, 8));
+    assert_eq!(offset_of!(Mapping, base_gfn), 0);
+    assert_eq!(offset_of!(Mapping, nr_pages), 8);
+    assert_eq!(offset_of!(Mapping, flags), 16);
+    assert_eq!(offset_of!(Mapping, source), 24);
+}
+
+#[test]
 fn numbers_are_those_of_the_abi() {
     const IOC_WRITE: u32 = 1;
+    const IOC_READ: u32 = 2;
     let size = size_of::<kvm_userspace_memory_region_list>() as u32;
 
     assert_eq!(KVM_SET_USER_MEMORY_REGION_LIST, 0x4008_AE49);
@@ -61,6 +73,21 @@ fn numbers_are_those_of_the_abi() {
         (IOC_WRITE << 30) | (size << 16) | (KVMIO << 8) | 0x49
     );
     assert_eq!(KVM_CAP_USER_MEMORY_REGION_LIST, 0x10001);
+
+    let size = size_of::<kvm_memory_mapping>() as u32;
+    assert_eq!(KVM_MAP_MEMORY, 0xC020_AED5);
+    assert_eq!(
+        KVM_MAP_MEMORY,
+        ((IOC_READ | IOC_WRITE) << 30) | (size << 16) | (KVMIO << 8) | 0xd5
+    );
+    assert_eq!(KVM_CAP_MAP_MEMORY, 0x10002);
+    let flags = [
+        KVM_MEMORY_MAPPING_FLAG_WRITE,
+        KVM_MEMORY_MAPPING_FLAG_EXEC,
+        KVM_MEMORY_MAPPING_FLAG_USER,
+        KVM_MEMORY_MAPPING_FLAG_PRIVATE,
+    ];
+    assert_eq!(flags, [1, 2, 4, 8]);
 }
 
 #[test]

@@ -1989,7 +1989,7 @@ static void race(void *(*thread)(void *), bool may_miss)
 	nr_updates = 0;
 	kvm_pthread_create(&updater, NULL, thread, NULL);
 
-	for (i = 0; i < 60 || READ_ONCE(nr_updates) < 100; i++) {
+	for (i = 0; i < 20 || READ_ONCE(nr_updates) < 100; i++) {
 		with_source = i % 2;
 		m = mapping(gpa(0), RACE_PAGES, flags[i / 2 % 4],
 			    with_source ? race_source : NULL);
