@@ -65,8 +65,9 @@ pub trait Section {
     /// What can go wrong.
     type Error;
 
-    /// Copies a page of user memory to `gfn`.
-    fn fill(&mut self, gfn: Gfn, source: Hva) -> Result<Attempt<()>, Self::Error>;
+    /// Copies user memory from `source` on to frames from `gfn` on, at most `npages` of them. Gives the
+    /// number that it has copied, not 0.
+    fn fill(&mut self, gfn: Gfn, source: Hva, npages: u64) -> Result<Attempt<u64>, Self::Error>;
 
     /// Maps `gfn`. Gives the number of frames from `gfn` on that this has mapped, not 0.
     fn map(&mut self, gfn: Gfn) -> Result<Attempt<u64>, Self::Error>;
@@ -139,21 +140,19 @@ impl Cursor {
 
     fn section<P: Populate>(&mut self, on: &mut P) -> Result<Attempt<()>, P::Error> {
         let begin = self.gfns.start;
-        let npages = self.npages().min(SECTION_STEPS.into());
-        let mut section = on.section(GfnRange {
-            start: begin,
-            end: Gfn(begin.0 + npages),
-        })?;
-        let mut mapped_to = begin;
+        let end = Gfn(begin.0 + self.npages().min(SECTION_STEPS.into()));
+        let mut section = on.section(GfnRange { start: begin, end })?;
+        let (mut filled_to, mut mapped_to) = (begin, begin);
         for _ in 0..SECTION_STEPS {
             let gfn = self.gfns.start;
             if gfn == self.gfns.end || gfn.0 - begin.0 >= SECTION_PAGES {
                 break;
             }
-            if let Some(source) = self.source {
-                match section.fill(gfn, source)? {
-                    Attempt::Done(()) => {}
-                    other => return Ok(other),
+            if let (Some(source), true) = (self.source, filled_to <= gfn) {
+                match section.fill(gfn, source, end.0 - gfn.0)? {
+                    Attempt::Done(npages) => filled_to = Gfn(gfn.0.saturating_add(npages)),
+                    Attempt::Retry => return Ok(Attempt::Retry),
+                    Attempt::Updating => return Ok(Attempt::Updating),
                 }
             }
             if mapped_to <= gfn {

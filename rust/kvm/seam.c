@@ -13,6 +13,9 @@
 
 #include "../../virt/kvm/guest_memfd.h"
 
+/* Pages that are copied at a time. */
+#define FILL_MAX	16
+
 #define CREATE_TRACE_POINTS
 #define CREATE_RUST_TRACE_POINTS
 #include <trace/events/kvm_memory.h>
@@ -200,37 +203,83 @@ void kvm_memory_fault_in(struct kvm_vcpu *vcpu, gfn_t gfn, unsigned long npages,
 }
 
 /*
- * Copy the page at @source to @gfn, which then is dirty; or leave @gfn as it
- * is, hence no copy_from_user().
+ * Copy as many of @npages pages as have memory without further ado.  One, if
+ * the guest's memory is, at another offset, the source: a page must not be
+ * overwritten that may have to be copied again.
  */
-int kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
+static unsigned long fill_present(struct kvm *kvm, struct kvm_memory_slot *slot,
+				  gfn_t gfn, struct page **from,
+				  unsigned long npages)
+{
+	unsigned long hva = __gfn_to_hva_memslot(slot, gfn);
+	struct page *to[FILL_MAX];
+	long n, i, j;
+
+	n = pin_user_pages_fast(hva, npages, FOLL_WRITE, to);
+	if (n <= 0)
+		return 0;
+
+	npages = n;
+	for (i = 0; i < n; i++)
+		for (j = 0; j < n; j++)
+			if (i != j && from[i] == to[j])
+				npages = 1;
+
+	for (i = 0; i < npages; i++) {
+		copy_page(page_address(to[i]), page_address(from[i]));
+		mark_page_dirty_in_slot(kvm, slot, gfn + i);
+	}
+	unpin_user_pages_dirty_lock(to, npages, true);
+	unpin_user_pages(to + npages, n - npages);
+	return npages;
+}
+
+/*
+ * Copy up to @npages pages from @source to @gfn and what follows it, which then
+ * are dirty; or leave @gfn as it is, hence no copy_from_user().
+ */
+long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
+		     unsigned long npages)
 {
 	struct kvm_memory_slot *slot = kvm_vcpu_gfn_to_memslot(vcpu, gfn);
 	struct kvm_host_map map = {};
-	struct page *from;
-	int r;
+	struct kvm *kvm = vcpu->kvm;
+	struct page *from[FILL_MAX];
+	long n, r;
 
 	if (!slot || slot->id >= KVM_USER_MEM_SLOTS)
 		return -ENOENT;
 	if (slot->flags & KVM_MEMSLOT_INVALID)
 		return -EAGAIN;
+	if (slot->flags & KVM_MEM_READONLY)
+		return -ENOENT;
 
-	if (kvm_mem_is_private(vcpu->kvm, gfn)) {
+	if (kvm_mem_is_private(kvm, gfn)) {
 		kvm_prepare_memory_fault_exit(vcpu, gfn_to_gpa(gfn), PAGE_SIZE,
 					      true, false, false);
 		return -EFAULT;
 	}
 
-	r = get_user_pages_fast(source, 1, 0, &from);
-	if (r != 1)
-		return r == -EINTR || r == -ENOMEM ? r : -EFAULT;
+	/* What is to be looked at page by page: attributes, and the ring. */
+	if (kvm_arch_has_private_mem(kvm) || kvm->dirty_ring_size)
+		npages = 1;
+	npages = min3(npages, slot->npages - (gfn - slot->base_gfn),
+		      ARRAY_SIZE(from));
 
+	n = get_user_pages_fast(source, npages, 0, from);
+	if (n <= 0)
+		return n == -EINTR || n == -ENOMEM ? n : -EFAULT;
+
+	r = fill_present(kvm, slot, gfn, from, n);
+	if (r)
+		goto out;
+
+	/* Find out what is wrong with the page, if anything is. */
 	r = kvm_vcpu_map(vcpu, gfn, &map);
 	if (!r) {
-		memcpy_from_page(map.hva, from, 0, PAGE_SIZE);
+		memcpy_from_page(map.hva, from[0], 0, PAGE_SIZE);
 		kvm_vcpu_unmap(vcpu, &map);
-	} else if (map.pfn == KVM_PFN_ERR_RO_FAULT) {
-		r = -ENOENT;
+		r = 1;
 	} else if (map.pfn == KVM_PFN_ERR_SIGPENDING) {
 		r = -EINTR;
 	} else if (map.pfn == KVM_PFN_ERR_HWPOISON) {
@@ -238,8 +287,8 @@ int kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 	} else {
 		r = -EFAULT;
 	}
-
-	put_page(from);
+out:
+	release_pages(from, n);
 	return r;
 }
 
@@ -252,11 +301,10 @@ static int copy_to_gmem(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
 }
 
 /* Copy the page at @source to the guest_memfd behind @gfn. */
-int kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
+long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 {
 	struct kvm *kvm = vcpu->kvm;
 	struct kvm_memory_slot *slot;
-	long r;
 
 	lockdep_assert_held(&kvm->slots_lock);
 
@@ -270,12 +318,11 @@ int kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 		return -EFAULT;
 	}
 
-	r = kvm_gmem_populate(kvm, gfn, (void __user *)(unsigned long)source, 1,
-			      false, copy_to_gmem, NULL);
-	return r < 0 ? r : 0;
+	return kvm_gmem_populate(kvm, gfn, (void __user *)(unsigned long)source,
+				 1, false, copy_to_gmem, NULL);
 }
 #else
-int kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
+long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 {
 	return -EOPNOTSUPP;
 }

@@ -12,6 +12,7 @@ use core::marker::PhantomData;
 use core::ptr::NonNull;
 use kernel::bindings;
 use kernel::error::to_result;
+use kernel::ffi::c_long;
 use kernel::prelude::*;
 use kernel::types::NotThreadSafe;
 
@@ -179,31 +180,34 @@ impl SrcuSection<'_> {
     }
 }
 
-/// `-EAGAIN` from C says that the memslot is INVALID.
-fn unless_updating<T>(result: Result<T>) -> Result<Attempt<T>> {
-    match result {
-        Ok(value) => Ok(Attempt::Done(value)),
-        Err(error) if error == EAGAIN => Ok(Attempt::Updating),
-        Err(error) => Err(error),
+/// What C says of an attempt: the number of pages done, 0 to try again, `-EAGAIN` for an INVALID memslot.
+fn attempt(result: c_long) -> Result<Attempt<u64>> {
+    match u64::try_from(result) {
+        Ok(0) => Ok(Attempt::Retry),
+        Ok(npages) => Ok(Attempt::Done(npages)),
+        Err(_) => match Error::from_errno(result as i32) {
+            error if error == EAGAIN => Ok(Attempt::Updating),
+            error => Err(error),
+        },
     }
 }
 
 impl Section for SrcuSection<'_> {
     type Error = Error;
 
-    fn fill(&mut self, gfn: Gfn, source: Hva) -> Result<Attempt<()>> {
+    fn fill(&mut self, gfn: Gfn, source: Hva, npages: u64) -> Result<Attempt<u64>> {
         self.ensure_room_in_dirty_ring()?;
         let vcpu = self.vcpu.as_ptr();
         // SAFETY: The vCPU is alive and loaded, and memslots may be read. slots_lock is held for private
         // memory. The source is not trusted.
-        let result = to_result(unsafe {
+        let filled = unsafe {
             if self.slots.is_some() {
                 bindings::kvm_memory_fill_private(vcpu, gfn.0, source.0)
             } else {
-                bindings::kvm_memory_fill(vcpu, gfn.0, source.0)
+                bindings::kvm_memory_fill(vcpu, gfn.0, source.0, npages as usize)
             }
-        });
-        unless_updating(result)
+        };
+        attempt(filled)
     }
 
     fn map(&mut self, gfn: Gfn) -> Result<Attempt<u64>> {
@@ -211,11 +215,7 @@ impl Section for SrcuSection<'_> {
         // SAFETY: The vCPU is alive and loaded, and memslots may be read.
         let mapped =
             unsafe { bindings::kvm_arch_vcpu_map_gfn(self.vcpu.as_ptr(), gfn.0, self.flags.0) };
-        match u64::try_from(mapped) {
-            Ok(0) => Ok(Attempt::Retry),
-            Ok(npages) => Ok(Attempt::Done(npages)),
-            Err(_) => unless_updating(Err(Error::from_errno(mapped as i32))),
-        }
+        attempt(mapped)
     }
 }
 

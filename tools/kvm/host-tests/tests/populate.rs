@@ -66,12 +66,14 @@ struct Guest {
     source: Option<u64>,
     /// Sizes of pages, powers of two, that the guest's memory has by turns.
     page_sizes: Vec<u64>,
+    /// Pages that it fills at a time at most.
+    fills: u64,
     script: Script,
 
     in_section: bool,
     sections: u64,
     waits: u64,
-    /// Frames that this section tried to fill or, without a source, to map.
+    /// Frames that this section tried to map.
     steps: u32,
     /// The first of them.
     first: Option<Gfn>,
@@ -91,6 +93,7 @@ impl Guest {
             frames: vec![Frame::default(); npages as usize],
             source,
             page_sizes: page_sizes.to_vec(),
+            fills: 1,
             script: Script::default(),
             in_section: false,
             sections: 0,
@@ -194,7 +197,7 @@ impl Populate for Guest {
         self.announced = Some(gfns.start);
         Ok(Lasting {
             guest: self,
-            filled: None,
+            filled: Gfn(0),
         })
     }
 
@@ -213,34 +216,37 @@ impl Populate for Guest {
 
 struct Lasting<'a> {
     guest: &'a mut Guest,
-    /// The frame that was filled last.
-    filled: Option<Gfn>,
+    /// The frame behind those that were filled.
+    filled: Gfn,
 }
 
 impl Section for Lasting<'_> {
     type Error = Error;
 
-    fn fill(&mut self, gfn: Gfn, source: Hva) -> Result<Attempt<()>, Error> {
+    fn fill(&mut self, gfn: Gfn, source: Hva, npages: u64) -> Result<Attempt<u64>, Error> {
         let guest = &mut *self.guest;
-        guest.step(gfn);
         let from = guest.source.expect("contents are to stay as they are");
         assert_eq!(source.0, from + (gfn.0 - guest.base) * PAGE);
+        assert!(self.filled <= gfn, "filled already");
         let section = guest.sections;
-        guest.frame(gfn);
-        let attempt = guest.attempt(())?;
-        if attempt == Attempt::Done(()) {
-            guest.frame(gfn).filled = section;
-            self.filled = Some(gfn);
+        // As many as it likes.
+        let n = npages.min(1 + gfn.0 % guest.fills);
+        guest.frame(Gfn(gfn.0 + npages - 1));
+        let attempt = guest.attempt(n)?;
+        if attempt == Attempt::Done(n) {
+            for i in 0..n {
+                guest.frame(Gfn(gfn.0 + i)).filled = section;
+            }
+            self.filled = Gfn(gfn.0 + n);
         }
         Ok(attempt)
     }
 
     fn map(&mut self, gfn: Gfn) -> Result<Attempt<u64>, Error> {
         let guest = &mut *self.guest;
-        match guest.source {
-            Some(_) => assert_eq!(self.filled, Some(gfn), "mapped before it is filled"),
-            None => guest.step(gfn),
-        }
+        guest.step(gfn);
+        let filled = guest.source.is_none() || gfn < self.filled;
+        assert!(filled, "mapped before it is filled");
         let section = guest.sections;
         assert!(guest.frame(gfn).mapped != section, "mapped already");
         let npages = guest.page_from(gfn.0);
@@ -469,9 +475,11 @@ proptest! {
         npages in prop_oneof![6 => 1u64..200, 3 => 1u64..5000, 1 => CALL_PAGES - 100..2 * CALL_PAGES + 100],
         source in proptest::option::of((1u64..1 << 34).prop_map(|page| page * PAGE)),
         page_sizes in proptest::collection::vec((0u32..10).prop_map(|order| 1u64 << order), 1..5),
+        fills in 1u64..100,
         script in script(),
     ) {
         let mut guest = Guest::new(base, npages, source, &page_sizes);
+        guest.fills = fills;
         guest.script = script.clone();
         let stops = populate(&mut guest);
 
