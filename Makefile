@@ -29,9 +29,9 @@ demo: ## a guest in memslots that are resized, split, merged and moved under it
 	@$B/kernel.sh rust
 	@FLAVOUR=rust $B/program.sh sample-vmm demo --svg /mnt/share/demo.svg
 
-bench: ## C against Rust, and the list against single ioctls, in one boot
+bench: ## C against Rust, list against single ioctls, populating against page faults, in one boot
 	@$B/kernel.sh rust c
-	@FLAVOUR=rust $B/program.sh kvm-memory-bench --svg /mnt/share/bench.svg
+	@FLAVOUR=rust MEM=$(or $(MEM),8G) $B/program.sh kvm-memory-bench --svg /mnt/share/bench.svg
 
 test: ## everything that is tested, and lint; ends with "N passed, N failed"
 	@$B/test.sh
