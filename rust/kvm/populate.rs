@@ -17,8 +17,9 @@ use crate::types::{Gfn, GfnRange, Hva, PAGE_SHIFT, PAGE_SIZE};
 /// Attempts that one section makes at most.
 pub const SECTION_STEPS: u32 = 64;
 
-/// Pages after which a section ends: those of the smallest huge page.
-pub const SECTION_PAGES: u64 = 512;
+/// Pages after which a section ends: four of the smallest huge pages, so that entering it is not what
+/// mapping these costs.
+pub const SECTION_PAGES: u64 = 4 * 512;
 
 /// Pages after which a call returns, to be made again.
 pub const CALL_PAGES: u64 = 1 << 16;

@@ -350,10 +350,11 @@ fn a_section_is_so_many_pages_or_one_that_is_huge() {
         (1, None, 8),
         (2, None, 8),
         // They come to SECTION_PAGES first.
-        (16, None, 8 * steps * 16 / SECTION_PAGES),
-        (512, None, 8 * steps),
+        (64, None, 8 * steps * 64 / SECTION_PAGES),
+        (512, None, 8 * steps * 512 / SECTION_PAGES),
+        (1 << 13, None, 8 * steps),
         (1, Some(SOURCE), 8),
-        // Each of its pages is filled on its own.
+        // Each of its pages is a step of its own.
         (512, Some(SOURCE), 8 * 512),
     ] {
         let mut guest = Guest::new(0, 8 * steps * page_size, source, &[page_size]);

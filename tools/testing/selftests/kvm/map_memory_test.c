@@ -1529,7 +1529,7 @@ TEST_F_TIMEOUT(map, bounded_huge, 60)
 				    "errno %d", err);
 			/* It ends behind a huge page, and begins within one. */
 			TEST_ASSERT(left - m.nr_pages <
-				    CALL_PAGES + 2 * HUGE_PAGES,
+				    CALL_PAGES + 5 * HUGE_PAGES,
 				    "From 0x%lx on: %llu pages in call %d",
 				    first[i], left - m.nr_pages, calls);
 			calls++;
