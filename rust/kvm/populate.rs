@@ -26,9 +26,9 @@ pub const CALL_PAGES: u64 = 1 << 16;
 
 /// How an attempt at a page ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attempt<T> {
-    /// It is done.
-    Done(T),
+pub enum Attempt {
+    /// So many pages are done.
+    Done(u64),
     /// Something else changed at the same moment. To be tried again, in another section.
     Retry,
     /// The memslot is being deleted or moved. To be tried again when that is over.
@@ -68,10 +68,10 @@ pub trait Section {
 
     /// Copies user memory from `source` on to frames from `gfn` on, at most `npages` of them. Gives the
     /// number that it has copied, not 0.
-    fn fill(&mut self, gfn: Gfn, source: Hva, npages: u64) -> Result<Attempt<u64>, Self::Error>;
+    fn fill(&mut self, gfn: Gfn, source: Hva, npages: u64) -> Result<Attempt, Self::Error>;
 
     /// Maps `gfn`. Gives the number of frames from `gfn` on that this has mapped, not 0.
-    fn map(&mut self, gfn: Gfn) -> Result<Attempt<u64>, Self::Error>;
+    fn map(&mut self, gfn: Gfn) -> Result<Attempt, Self::Error>;
 }
 
 /// What is left to populate.
@@ -132,14 +132,14 @@ impl Cursor {
             // A section without progress counts, too, or it could go on like that forever.
             budget = budget.saturating_sub((before - self.npages()).max(1));
             match end.map_err(Stop::Failed)? {
-                Attempt::Done(()) | Attempt::Retry => {}
+                Attempt::Done(_) | Attempt::Retry => {}
                 Attempt::Updating => on.wait_for_update().map_err(Stop::Failed)?,
             }
         }
         Ok(())
     }
 
-    fn section<P: Populate>(&mut self, on: &mut P) -> Result<Attempt<()>, P::Error> {
+    fn section<P: Populate>(&mut self, on: &mut P) -> Result<Attempt, P::Error> {
         let begin = self.gfns.start;
         let end = Gfn(begin.0 + self.npages().min(SECTION_STEPS.into()));
         let mut section = on.section(GfnRange { start: begin, end })?;
@@ -152,15 +152,13 @@ impl Cursor {
             if let (Some(source), true) = (self.source, filled_to <= gfn) {
                 match section.fill(gfn, source, end.0 - gfn.0)? {
                     Attempt::Done(npages) => filled_to = Gfn(gfn.0.saturating_add(npages)),
-                    Attempt::Retry => return Ok(Attempt::Retry),
-                    Attempt::Updating => return Ok(Attempt::Updating),
+                    other => return Ok(other),
                 }
             }
             if mapped_to <= gfn {
                 match section.map(gfn)? {
                     Attempt::Done(npages) => mapped_to = Gfn(gfn.0.saturating_add(npages)),
-                    Attempt::Retry => return Ok(Attempt::Retry),
-                    Attempt::Updating => return Ok(Attempt::Updating),
+                    other => return Ok(other),
                 }
             }
             // The rest of a huge page is mapped, but not filled.
@@ -170,7 +168,7 @@ impl Cursor {
                 mapped_to.0 - gfn.0
             });
         }
-        Ok(Attempt::Done(()))
+        Ok(Attempt::Done(self.gfns.start.0 - begin.0))
     }
 
     fn advance(&mut self, npages: u64) {

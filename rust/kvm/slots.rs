@@ -33,11 +33,10 @@ use kernel::prelude::*;
 use kernel::types::NotThreadSafe;
 
 /// `KVM_MEMSLOT_INVALID`: page faults on the slot retry until it is gone.
-const INVALID: u32 = 1 << 16;
+const INVALID: u32 = bindings::KVM_MEMSLOT_INVALID;
 
 // What the pure files spell out for themselves is what C says.
 const _: () = {
-    assert!(INVALID as u64 == bindings::KVM_MEMSLOT_INVALID as u64);
     assert!(SlotFlags::LOG_DIRTY.0 == bindings::KVM_MEM_LOG_DIRTY_PAGES);
     assert!(SlotFlags::READONLY.0 == bindings::KVM_MEM_READONLY);
     assert!(SlotFlags::GUEST_MEMFD.0 == bindings::KVM_MEM_GUEST_MEMFD);

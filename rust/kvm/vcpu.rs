@@ -21,8 +21,8 @@ use kernel::types::NotThreadSafe;
 pub(crate) struct MappingFlags(u64);
 
 impl MappingFlags {
-    const WRITE: u64 = 1 << 0;
-    const PRIVATE: u64 = 1 << 3;
+    const WRITE: u64 = bindings::KVM_MEMORY_MAPPING_FLAG_WRITE as u64;
+    const PRIVATE: u64 = bindings::KVM_MEMORY_MAPPING_FLAG_PRIVATE as u64;
     const ALL: u64 = (1 << 4) - 1;
 
     /// [`None`] if there are flags that are not known.
@@ -38,11 +38,6 @@ impl MappingFlags {
         self.0 & Self::PRIVATE != 0
     }
 }
-
-const _: () = {
-    assert!(MappingFlags::WRITE == bindings::KVM_MEMORY_MAPPING_FLAG_WRITE as u64);
-    assert!(MappingFlags::PRIVATE == bindings::KVM_MEMORY_MAPPING_FLAG_PRIVATE as u64);
-};
 
 /// A vCPU that the current task has loaded.
 ///
@@ -181,7 +176,7 @@ impl SrcuSection<'_> {
 }
 
 /// What C says of an attempt: the number of pages done, 0 to try again, `-EAGAIN` for an INVALID memslot.
-fn attempt(result: c_long) -> Result<Attempt<u64>> {
+fn attempt(result: c_long) -> Result<Attempt> {
     match u64::try_from(result) {
         Ok(0) => Ok(Attempt::Retry),
         Ok(npages) => Ok(Attempt::Done(npages)),
@@ -195,7 +190,7 @@ fn attempt(result: c_long) -> Result<Attempt<u64>> {
 impl Section for SrcuSection<'_> {
     type Error = Error;
 
-    fn fill(&mut self, gfn: Gfn, source: Hva, npages: u64) -> Result<Attempt<u64>> {
+    fn fill(&mut self, gfn: Gfn, source: Hva, npages: u64) -> Result<Attempt> {
         self.ensure_room_in_dirty_ring()?;
         let vcpu = self.vcpu.as_ptr();
         // SAFETY: The vCPU is alive and loaded, and memslots may be read. slots_lock is held for private
@@ -210,7 +205,7 @@ impl Section for SrcuSection<'_> {
         attempt(filled)
     }
 
-    fn map(&mut self, gfn: Gfn) -> Result<Attempt<u64>> {
+    fn map(&mut self, gfn: Gfn) -> Result<Attempt> {
         self.ensure_room_in_dirty_ring()?;
         // SAFETY: The vCPU is alive and loaded, and memslots may be read.
         let mapped =

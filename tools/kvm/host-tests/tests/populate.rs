@@ -126,11 +126,11 @@ impl Guest {
         &mut self.frames[index as usize]
     }
 
-    fn attempt<T>(&mut self, value: T) -> Result<Attempt<T>, Error> {
+    fn attempt(&mut self, npages: u64) -> Result<Attempt, Error> {
         assert!(self.in_section);
         assert!(!self.troubled, "a section goes on after it had to end");
         if !due(self.script.attempts.front_mut().map(|(gap, _)| gap)) {
-            return Ok(Attempt::Done(value));
+            return Ok(Attempt::Done(npages));
         }
         self.troubled = true;
         match self.script.attempts.pop_front() {
@@ -223,7 +223,7 @@ struct Lasting<'a> {
 impl Section for Lasting<'_> {
     type Error = Error;
 
-    fn fill(&mut self, gfn: Gfn, source: Hva, npages: u64) -> Result<Attempt<u64>, Error> {
+    fn fill(&mut self, gfn: Gfn, source: Hva, npages: u64) -> Result<Attempt, Error> {
         let guest = &mut *self.guest;
         let from = guest.source.expect("contents are to stay as they are");
         assert_eq!(source.0, from + (gfn.0 - guest.base) * PAGE);
@@ -242,7 +242,7 @@ impl Section for Lasting<'_> {
         Ok(attempt)
     }
 
-    fn map(&mut self, gfn: Gfn) -> Result<Attempt<u64>, Error> {
+    fn map(&mut self, gfn: Gfn) -> Result<Attempt, Error> {
         let guest = &mut *self.guest;
         guest.step(gfn);
         let filled = guest.source.is_none() || gfn < self.filled;
