@@ -13,7 +13,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use crate::populate::{Kind, Method, Sample, Shape, CHECKED};
-use crate::report::{digits, times, Spread};
+use crate::report::{digits, draw_legend, times, Spread};
 
 /// All samples, one of each round.
 #[derive(Default)]
@@ -167,7 +167,12 @@ pub fn picture(results: &Results, file: &Path) -> Result<()> {
     root.fill(&WHITE)?;
     let root = root.titled("Populating guest memory, one vCPU", ("sans-serif", 24))?;
     let (legend, panels) = root.split_vertically(28);
-    draw_legend(&legend)?;
+    draw_legend(
+        &legend,
+        230,
+        9,
+        Method::ALL.map(|m| (m.to_string(), style(m))),
+    )?;
     let contents = [
         (Kind::Fresh, false),
         (Kind::Fresh, true),
@@ -188,18 +193,6 @@ fn style(method: Method) -> ShapeStyle {
         Method::PreFault => RGBColor(0x00, 0x52, 0x92).stroke_width(3),
         Method::Map => RGBColor(0x00, 0x9e, 0x73).stroke_width(3),
     }
-}
-
-fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>) -> Result<()> {
-    let mut x = 230;
-    for method in Method::ALL {
-        area.draw(&PathElement::new([(x, 12), (x + 24, 12)], style(method)))?;
-        let label = method.to_string();
-        let width = label.len() as i32 * 9;
-        area.draw(&Text::new(label, (x + 30, 5), ("sans-serif", 15)))?;
-        x += 54 + width;
-    }
-    Ok(())
 }
 
 fn draw_panel(

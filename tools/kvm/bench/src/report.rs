@@ -157,7 +157,12 @@ pub fn picture(results: &Results, file: &Path) -> Result<()> {
     root.fill(&WHITE)?;
     let root = root.titled("Time to update all slots of a VM", ("sans-serif", 24))?;
     let (legend, panels) = root.split_vertically(28);
-    draw_legend(&legend)?;
+    draw_legend(
+        &legend,
+        250,
+        8,
+        Method::ALL.map(|m| (m.to_string(), style(m))),
+    )?;
     for (operation, panel) in Operation::ALL.into_iter().zip(panels.split_evenly((2, 2))) {
         draw_panel(results, operation, &panel)?;
     }
@@ -175,12 +180,16 @@ fn style(method: Method) -> ShapeStyle {
     }
 }
 
-fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>) -> Result<()> {
-    let mut x = 250;
-    for method in Method::ALL {
-        area.draw(&PathElement::new([(x, 12), (x + 24, 12)], style(method)))?;
-        let label = method.to_string();
-        let width = label.len() as i32 * 8;
+/// Lines in their colours and what they are, from `x` on; a letter takes `letter` pixels.
+pub fn draw_legend(
+    area: &DrawingArea<SVGBackend<'_>, Shift>,
+    mut x: i32,
+    letter: i32,
+    lines: impl IntoIterator<Item = (String, ShapeStyle)>,
+) -> Result<()> {
+    for (label, style) in lines {
+        area.draw(&PathElement::new([(x, 12), (x + 24, 12)], style))?;
+        let width = label.len() as i32 * letter;
         area.draw(&Text::new(label, (x + 30, 5), ("sans-serif", 15)))?;
         x += 54 + width;
     }
