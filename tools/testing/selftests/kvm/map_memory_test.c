@@ -28,11 +28,10 @@
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
 #include "memory_region_list.h"
+#include "nested_guest.h"
 #include "processor.h"
-#include "svm_util.h"
 #include "test_util.h"
 #include "userfaultfd_util.h"
-#include "vmx.h"
 
 /* Where the guest looks, and where it does not. */
 #define WINDOW_GPA	0xc0000000ul
@@ -1548,19 +1547,7 @@ static void l2_guest_code(void)
 static void l1_guest_code(void *data)
 {
 	GUEST_SYNC(1);
-	if (this_cpu_has(X86_FEATURE_VMX)) {
-		struct vmx_pages *vmx = data;
-
-		GUEST_ASSERT(prepare_for_vmx_operation(vmx));
-		GUEST_ASSERT(load_vmcs(vmx));
-		prepare_vmcs(vmx, l2_guest_code);
-		GUEST_ASSERT(!vmlaunch());
-	} else {
-		struct svm_test_data *svm = data;
-
-		generic_svm_setup(svm, l2_guest_code);
-		run_guest(svm->vmcb, svm->vmcb_gpa);
-	}
+	run_nested_guest(data, l2_guest_code);
 	GUEST_SYNC(3);
 }
 
@@ -1577,16 +1564,11 @@ static void run_to_stage(u64 stage)
 static void check_nested(bool tdp)
 {
 	u8 *mem = new_mem(16), *source = new_pattern(16, 100);
-	gva_t nested_gva;
 
 	vm = vm_create_with_one_vcpu(&vcpu, l1_guest_code);
 	if (tdp)
 		vm_enable_tdp(vm);
-	if (kvm_cpu_has(X86_FEATURE_VMX))
-		vcpu_alloc_vmx(vm, &nested_gva);
-	else
-		vcpu_alloc_svm(vm, &nested_gva);
-	vcpu_args_set(vcpu, 1, nested_gva);
+	vcpu_alloc_nested(vm, vcpu);
 	if (tdp)
 		tdp_identity_map_default_memslots(vm);
 	set_slot(SLOT, 0, 0, 16, mem);

@@ -24,10 +24,9 @@
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
 #include "memory_region_list.h"
+#include "nested_guest.h"
 #include "processor.h"
-#include "svm_util.h"
 #include "test_util.h"
-#include "vmx.h"
 
 #define WINDOW_GPA	0xc0000000ul
 #define WINDOW_PAGES	20
@@ -609,19 +608,7 @@ static void l2_guest_code(void)
 
 static void l1_guest_code(void *data)
 {
-	if (this_cpu_has(X86_FEATURE_VMX)) {
-		struct vmx_pages *vmx = data;
-
-		GUEST_ASSERT(prepare_for_vmx_operation(vmx));
-		GUEST_ASSERT(load_vmcs(vmx));
-		prepare_vmcs(vmx, l2_guest_code);
-		GUEST_ASSERT(!vmlaunch());
-	} else {
-		struct svm_test_data *svm = data;
-
-		generic_svm_setup(svm, l2_guest_code);
-		run_guest(svm->vmcb, svm->vmcb_gpa);
-	}
+	run_nested_guest(data, l2_guest_code);
 	GUEST_DONE();
 }
 
@@ -671,17 +658,12 @@ static void create_waiting_vm(pthread_t *waiter)
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
 	struct uffdio_api api = { .api = UFFD_API };
 	struct pollfd pollfd = { .events = POLLIN };
-	gva_t nested_gva;
 
 	memset(slots, 0, sizeof(slots));
 	vm = vm_create_with_one_vcpu(&vcpu, guest_code);
 	nested_vcpu = vm_vcpu_add(vm, 1, l1_guest_code);
 	vm_enable_tdp(vm);
-	if (kvm_cpu_has(X86_FEATURE_VMX))
-		vcpu_alloc_vmx(vm, &nested_gva);
-	else
-		vcpu_alloc_svm(vm, &nested_gva);
-	vcpu_args_set(nested_vcpu, 1, nested_gva);
+	vcpu_alloc_nested(vm, nested_vcpu);
 	tdp_identity_map_default_memslots(vm);
 	virt_map(vm, WINDOW_GPA, WINDOW_GPA, WINDOW_PAGES);
 	vm_enable_cap(vm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * A nested guest, on Intel or AMD.
+ */
+#ifndef SELFTEST_KVM_NESTED_GUEST_H
+#define SELFTEST_KVM_NESTED_GUEST_H
+
+#include "kvm_util.h"
+#include "processor.h"
+#include "svm_util.h"
+#include "vmx.h"
+
+/* What the vCPU needs to run a nested guest, as its first argument. */
+static inline void vcpu_alloc_nested(struct kvm_vm *vm, struct kvm_vcpu *vcpu)
+{
+	gva_t nested_gva;
+
+	if (kvm_cpu_has(X86_FEATURE_VMX))
+		vcpu_alloc_vmx(vm, &nested_gva);
+	else
+		vcpu_alloc_svm(vm, &nested_gva);
+	vcpu_args_set(vcpu, 1, nested_gva);
+}
+
+/* In the guest; @data is the argument of vcpu_alloc_nested(). */
+static inline void run_nested_guest(void *data, void *l2_code)
+{
+	if (this_cpu_has(X86_FEATURE_VMX)) {
+		struct vmx_pages *vmx = data;
+
+		GUEST_ASSERT(prepare_for_vmx_operation(vmx));
+		GUEST_ASSERT(load_vmcs(vmx));
+		prepare_vmcs(vmx, l2_code);
+		GUEST_ASSERT(!vmlaunch());
+	} else {
+		struct svm_test_data *svm = data;
+
+		generic_svm_setup(svm, l2_code);
+		run_guest(svm->vmcb, svm->vmcb_gpa);
+	}
+}
+
+#endif /* SELFTEST_KVM_NESTED_GUEST_H */
