@@ -114,7 +114,7 @@ fn measure_updates(args: &Args) -> Result<()> {
 fn measure_populating(args: &Args) -> Result<()> {
     let rounds = args.rounds.unwrap_or(if args.quick { 2 } else { 3 });
     let cases = populate::cases(args.quick);
-    populate::check_memory(&cases)?;
+    populate::warm_up(&cases)?;
     load(Flavour::Rust, &args.kvm_flavour)?;
     let kvm = Kvm::new().context("/dev/kvm")?;
 
