@@ -14,11 +14,11 @@
 
 use crate::types::{Gfn, GfnRange, Hva, PAGE_SHIFT, PAGE_SIZE};
 
-/// Attempts that one section makes at most.
-pub const SECTION_STEPS: u32 = 64;
+/// Pages after which a section ends, a huge one counted as one.
+pub const SECTION_STEPS: u64 = 64;
 
-/// Pages after which a section ends: four of the smallest huge pages, so that entering it is not what
-/// mapping these costs.
+/// Pages after which a section ends, a huge one counted as what is in it: four of the smallest huge pages,
+/// so that entering a section is not what mapping these costs.
 pub const SECTION_PAGES: u64 = 4 * 512;
 
 /// Pages after which a call returns, to be made again.
@@ -70,8 +70,9 @@ pub trait Section {
     /// number that it has copied, not 0.
     fn fill(&mut self, gfn: Gfn, source: Hva, npages: u64) -> Result<Attempt, Self::Error>;
 
-    /// Maps `gfn`. Gives the number of frames from `gfn` on that this has mapped, not 0.
-    fn map(&mut self, gfn: Gfn) -> Result<Attempt, Self::Error>;
+    /// Maps frames from `gfn` on, at most `npages` of them unless they are in one huge page. Gives the
+    /// number that it has mapped, not 0.
+    fn map(&mut self, gfn: Gfn, npages: u64) -> Result<Attempt, Self::Error>;
 }
 
 /// What is left to populate.
@@ -141,32 +142,39 @@ impl Cursor {
 
     fn section<P: Populate>(&mut self, on: &mut P) -> Result<Attempt, P::Error> {
         let begin = self.gfns.start;
-        let end = Gfn(begin.0 + self.npages().min(SECTION_STEPS.into()));
-        let mut section = on.section(GfnRange { start: begin, end })?;
+        let mut steps = SECTION_STEPS;
+        let mut section = on.section(GfnRange {
+            start: begin,
+            end: Gfn(begin.0 + self.npages().min(steps)),
+        })?;
         let (mut filled_to, mut mapped_to) = (begin, begin);
-        for _ in 0..SECTION_STEPS {
+        while steps > 0 && self.npages() > 0 && self.gfns.start.0 - begin.0 < SECTION_PAGES {
             let gfn = self.gfns.start;
-            if gfn == self.gfns.end || gfn.0 - begin.0 >= SECTION_PAGES {
-                break;
-            }
-            if let (Some(source), true) = (self.source, filled_to <= gfn) {
-                match section.fill(gfn, source, end.0 - gfn.0)? {
-                    Attempt::Done(npages) => filled_to = Gfn(gfn.0.saturating_add(npages)),
-                    other => return Ok(other),
+            let mut npages = self.npages().min(steps);
+            if let Some(source) = self.source {
+                if filled_to <= gfn {
+                    match section.fill(gfn, source, npages)? {
+                        Attempt::Done(filled) => filled_to = Gfn(gfn.0.saturating_add(filled)),
+                        other => return Ok(other),
+                    }
                 }
+                npages = npages.min(filled_to.0 - gfn.0);
             }
             if mapped_to <= gfn {
-                match section.map(gfn)? {
-                    Attempt::Done(npages) => mapped_to = Gfn(gfn.0.saturating_add(npages)),
+                match section.map(gfn, npages)? {
+                    Attempt::Done(mapped) => mapped_to = Gfn(gfn.0.saturating_add(mapped)),
                     other => return Ok(other),
                 }
             }
+            let mapped = mapped_to.0 - gfn.0;
             // The rest of a huge page is mapped, but not filled.
-            self.advance(if self.source.is_some() {
-                1
+            let done = if self.source.is_some() {
+                mapped.min(npages)
             } else {
-                mapped_to.0 - gfn.0
-            });
+                mapped
+            };
+            steps -= if done > npages { 1 } else { done };
+            self.advance(done);
         }
         Ok(Attempt::Done(self.gfns.start.0 - begin.0))
     }

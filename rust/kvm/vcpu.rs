@@ -205,12 +205,13 @@ impl Section for SrcuSection<'_> {
         attempt(filled)
     }
 
-    fn map(&mut self, gfn: Gfn) -> Result<Attempt> {
+    fn map(&mut self, gfn: Gfn, npages: u64) -> Result<Attempt> {
         self.ensure_room_in_dirty_ring()?;
+        let vcpu = self.vcpu.as_ptr();
         // SAFETY: The vCPU is alive and loaded, and memslots may be read.
-        let mapped =
-            unsafe { bindings::kvm_arch_vcpu_map_gfn(self.vcpu.as_ptr(), gfn.0, self.flags.0) };
-        attempt(mapped)
+        attempt(unsafe {
+            bindings::kvm_arch_vcpu_map_gfns(vcpu, gfn.0, npages as usize, self.flags.0)
+        })
     }
 }
 

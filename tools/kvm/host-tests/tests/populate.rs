@@ -68,13 +68,15 @@ struct Guest {
     page_sizes: Vec<u64>,
     /// Pages that it fills at a time at most.
     fills: u64,
+    /// Small pages that it maps at a time at most.
+    maps: u64,
     script: Script,
 
     in_section: bool,
     sections: u64,
     waits: u64,
     /// Frames that this section tried to map.
-    steps: u32,
+    steps: u64,
     /// The first of them.
     first: Option<Gfn>,
     /// With what it said that it would begin.
@@ -94,6 +96,7 @@ impl Guest {
             source,
             page_sizes: page_sizes.to_vec(),
             fills: 1,
+            maps: 1,
             script: Script::default(),
             in_section: false,
             sections: 0,
@@ -143,9 +146,11 @@ impl Guest {
         }
     }
 
-    fn step(&mut self, gfn: Gfn) {
-        self.steps += 1;
-        assert!(self.steps <= SECTION_STEPS, "a section that is too long");
+    fn step(&mut self, gfn: Gfn, npages: u64) {
+        assert!(
+            (1..=SECTION_STEPS - self.steps).contains(&npages),
+            "a section that is too long"
+        );
         let first = *self.first.get_or_insert(gfn);
         assert_eq!(self.announced, Some(first));
         assert!(
@@ -182,7 +187,7 @@ impl Populate for Guest {
 
     fn section(&mut self, gfns: GfnRange) -> Result<Lasting<'_>, Error> {
         assert!(!self.in_section, "sections do not nest");
-        assert!((1..=u64::from(SECTION_STEPS)).contains(&(gfns.end.0 - gfns.start.0)));
+        assert!((1..=SECTION_STEPS).contains(&(gfns.end.0 - gfns.start.0)));
         assert!(gfns.end.0 <= self.base + self.frames.len() as u64);
         assert!(!self.updating, "the update is waited for first");
         if due(self.script.sections.front_mut()) {
@@ -242,21 +247,27 @@ impl Section for Lasting<'_> {
         Ok(attempt)
     }
 
-    fn map(&mut self, gfn: Gfn) -> Result<Attempt, Error> {
+    fn map(&mut self, gfn: Gfn, npages: u64) -> Result<Attempt, Error> {
         let guest = &mut *self.guest;
-        guest.step(gfn);
-        let filled = guest.source.is_none() || gfn < self.filled;
+        guest.step(gfn, npages);
+        let filled = guest.source.is_none() || gfn.0 + npages <= self.filled.0;
         assert!(filled, "mapped before it is filled");
         let section = guest.sections;
+        guest.frame(Gfn(gfn.0 + npages - 1));
         assert!(guest.frame(gfn).mapped != section, "mapped already");
-        let npages = guest.page_from(gfn.0);
-        guest.largest_page = guest.largest_page.max(npages);
-        let attempt = guest.attempt(npages)?;
-        if attempt == Attempt::Done(npages) {
+        let page = guest.page_from(gfn.0);
+        guest.largest_page = guest.largest_page.max(page);
+        // As many small pages as it likes.
+        let small = (0..npages).take_while(|i| guest.page_from(gfn.0 + i) == 1);
+        let small = (small.count() as u64).min(1 + gfn.0 % guest.maps);
+        let mapped = page.max(small);
+        guest.steps += if mapped > npages { 1 } else { mapped };
+        let attempt = guest.attempt(mapped)?;
+        if attempt == Attempt::Done(mapped) {
             // It may reach beyond the range.
             let first = (gfn.0 - guest.base) as usize;
             let left = guest.frames.len() - first;
-            for frame in &mut guest.frames[first..][..left.min(npages as usize)] {
+            for frame in &mut guest.frames[first..][..left.min(mapped as usize)] {
                 frame.mapped = section;
             }
         }
@@ -344,13 +355,14 @@ fn ranges_that_are_none_are_refused() {
 }
 
 #[test]
-fn a_section_is_so_many_pages_or_one_that_is_huge() {
-    let steps = u64::from(SECTION_STEPS);
+fn a_section_is_so_many_pages_or_a_few_huge_ones() {
+    let steps = SECTION_STEPS;
     for (page_size, source, sections) in [
         (1, None, 8),
-        (2, None, 8),
+        // Not huge: no larger than what may be mapped at a time.
+        (2, None, 8 * 2),
         // They come to SECTION_PAGES first.
-        (64, None, 8 * steps * 64 / SECTION_PAGES),
+        (128, None, 8 * steps * 128 / SECTION_PAGES),
         (512, None, 8 * steps * 512 / SECTION_PAGES),
         (1 << 13, None, 8 * steps),
         (1, Some(SOURCE), 8),
@@ -415,7 +427,7 @@ fn a_signal_leaves_what_is_not_done() {
     let mut guest = Guest::new(7, 200, Some(SOURCE), &[1]);
     guest.script.sections = [0, 2].into();
     let mut cursor = guest.cursor();
-    for left in [200, 200 - 2 * u64::from(SECTION_STEPS)] {
+    for left in [200, 200 - 2 * SECTION_STEPS] {
         assert_eq!(cursor.run(&mut guest), Err(Stop::Failed(Error::Signal)));
         assert_eq!(cursor.npages(), left);
         guest.check(&cursor);
@@ -477,10 +489,12 @@ proptest! {
         source in proptest::option::of((1u64..1 << 34).prop_map(|page| page * PAGE)),
         page_sizes in proptest::collection::vec((0u32..10).prop_map(|order| 1u64 << order), 1..5),
         fills in 1u64..100,
+        maps in 1u64..100,
         script in script(),
     ) {
         let mut guest = Guest::new(base, npages, source, &page_sizes);
         guest.fills = fills;
+        guest.maps = maps;
         guest.script = script.clone();
         let stops = populate(&mut guest);
 
