@@ -760,6 +760,68 @@ TEST_F(map, fork)
 		    i);
 }
 
+/* Each page is another case than the one before it. */
+TEST_F(map, mixed_pages)
+{
+	const u64 nr = 100;
+	u8 *mem = new_mem(nr);
+	u64 i, pages, was[100];
+	int quit[2], status;
+	pid_t child;
+
+	if (!pfn(&i))
+		SKIP(return, "No PFNs in pagemap");
+
+	for (i = 0; i < nr; i += 4)
+		fill(hva(mem, i), 1, i);
+	TEST_ASSERT(!pipe(quit), "No pipe, errno %d", errno);
+	child = fork();
+	if (!child) {
+		char c;
+
+		close(quit[1]);
+		TEST_ASSERT(!read(quit[0], &c, 1), "Not the end of the pipe");
+		for (i = 0; i < nr; i += 4)
+			mem_is(hva(mem, i), 1, i);
+		_exit(0);
+	}
+	populate_guests_own();
+
+	/* 0: copy-on-write, 1: present, 2: the zero page, 3: none. */
+	for (i = 1; i < nr; i += 4)
+		fill(hva(mem, i), 1, i);
+	for (i = 2; i < nr; i += 4)
+		READ_ONCE(mem[i * PAGE_SIZE]);
+	for (i = 0; i < nr; i++)
+		was[i] = pfn(hva(mem, i));
+	set_slot(SLOT, 0, 0, nr, mem);
+	pages = vm_get_stat(vm, pages_4k);
+	/* Some are mapped already. */
+	for (i = 5; i < nr; i += 12)
+		guest_faults(1, GUEST_READ, i, 1);
+
+	map(0, nr, READ, NULL);
+	TEST_ASSERT_EQ(vm_get_stat(vm, pages_4k), pages + nr);
+	guest_faults(0, GUEST_READ, 0, nr);
+	for (i = 0; i < nr; i++)
+		TEST_ASSERT(i % 4 == 3 || pfn(hva(mem, i)) == was[i],
+			    "Page %lu was copied", i);
+	for (i = 0; i < nr; i++)
+		if (i % 4 < 2)
+			guest_sees(i, 1, i);
+
+	map(0, nr, WRITE, NULL);
+	TEST_ASSERT_EQ(vm_get_stat(vm, pages_4k), pages + nr);
+	for (i = 0; i < nr; i++)
+		if (i % 4 < 2)
+			guest_sees(i, 1, i);
+	guest_faults(0, GUEST_WRITE, 0, nr);
+
+	close(quit[1]);
+	TEST_ASSERT(waitpid(child, &status, 0) == child && !status,
+		    "Child: status %d", status);
+}
+
 TEST_F_TIMEOUT(map, ksm, 60)
 {
 	u8 *mem = new_mem(2);
