@@ -102,9 +102,9 @@ pub fn run(
     prefault: bool,
     updates: usize,
 ) -> Result<Outcome> {
-    let machine = Machine::start(kvm, vcpus, variant, prefault)?;
+    let mut machine = Machine::start(kvm, vcpus, variant, prefault)?;
     // Until all its pages are there, a guest stalls for reasons of its own.
-    if let Some(death) = wait_for_progress(&machine, vcpus, 20)? {
+    if let Some(death) = wait_for_progress(&mut machine, vcpus, 20)? {
         bail!("the guest does not even start: {death}");
     }
     machine.take_longest_gap()?;
@@ -130,7 +130,7 @@ pub fn run(
 /// All of [`run`] but the samples. Also returns from when to when the guest was
 /// being updated.
 fn drive(
-    machine: Machine,
+    mut machine: Machine,
     variant: Variant,
     method: Method,
     vcpus: u64,
@@ -172,7 +172,7 @@ fn drive(
         outcome.update_mean = in_updates / number as u32;
 
         // Two steps, as the first one may have been begun before the update.
-        if let Some(death) = wait_for_progress(&machine, vcpus, 2)? {
+        if let Some(death) = wait_for_progress(&mut machine, vcpus, 2)? {
             outcome.death = Some(format!("update {number} ({}), {death}", update.operation));
             break;
         }
@@ -192,7 +192,7 @@ fn drive(
 
 /// Waits until every vCPU has done so many more steps; how the guest died if it
 /// does not come to that.
-fn wait_for_progress(machine: &Machine, vcpus: u64, steps: u64) -> Result<Option<String>> {
+fn wait_for_progress(machine: &mut Machine, vcpus: u64, steps: u64) -> Result<Option<String>> {
     let goals = read_steps(machine.memory(), vcpus)?;
     let begin = Instant::now();
     loop {
@@ -205,8 +205,9 @@ fn wait_for_progress(machine: &Machine, vcpus: u64, steps: u64) -> Result<Option
         };
         if begin.elapsed() > HUNG {
             return Ok(Some(format!(
-                "vCPU {behind}: no progress for {} s",
-                HUNG.as_secs()
+                "vCPU {behind}: no progress for {} s at rip {:#x}",
+                HUNG.as_secs(),
+                machine.locate(behind)?
             )));
         }
         thread::sleep(Duration::from_micros(100));

@@ -254,6 +254,19 @@ impl Machine {
         self.shared.lock().death.clone()
     }
 
+    /// Where a vCPU is in its program. Stops all of them for good.
+    pub fn locate(&mut self, vcpu: usize) -> Result<u64> {
+        drop(self.order(Order::Quit));
+        self.shared.changed.notify_all();
+        let (fd, _) = self
+            .vcpus
+            .swap_remove(vcpu)
+            .thread
+            .join()
+            .map_err(|_| anyhow!("a vCPU thread panicked"))?;
+        Ok(fd.get_regs().context("KVM_GET_REGS failed")?.rip)
+    }
+
     /// The longest time any vCPU took from one step to the next, as it measured
     /// it itself, since the last call.
     pub fn take_longest_gap(&self) -> Result<Duration> {
