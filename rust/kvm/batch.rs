@@ -61,11 +61,11 @@ pub(crate) fn run(
     let swaps = slots.swaps();
     let mut changes = 0;
     let result = check::check(slots, entries, origin, scratch)
-        .map_err(|refused| refused.error.into())
-        .and_then(|plan| prepare(slots, &plan, memfd))
-        .and_then(|prepared| {
-            changes = prepared.items.len();
-            if changes > 0 {
+        .map_err(|refused| Error::from(refused.error))
+        .and_then(|plan| {
+            if plan.net_changes().next().is_some() {
+                let prepared = prepare(slots, &plan, memfd)?;
+                changes = prepared.items.len();
                 prepared.invalidate()?.publish().finish();
             }
             Ok(())
@@ -433,11 +433,14 @@ impl<'a, 'vm> Invalidated<'a, 'vm> {
         install(&items, |old, new| unsafe { arch.replace(old, new) });
         let slots = arch.swap(as_mask(items.iter()));
 
-        // The lists that were active still tell which slots went from where.
+        // The lists that were active still tell which slots went from where. Where the batch takes nothing
+        // away, there is no INVALID slot.
         for item in &items {
             if let Item::Create { new } | Item::Move { new, .. } = item {
                 if let Ok(new) = new.slot() {
-                    carry_dirty_bits(slots.inactive(new.id().as_id), new);
+                    for as_id in 0..slots.limits().address_spaces {
+                        carry_dirty_bits(slots.inactive(as_id), new);
+                    }
                 }
             }
         }
@@ -536,6 +539,19 @@ impl Published<'_, '_> {
     /// result is within limits does not go beyond them on the way.
     fn finish(self) {
         let Self { items, slots } = self;
+        // The architecture bounds its shadow pages by this, and is not to see what is in between.
+        for item in &items {
+            match item {
+                Item::Delete { old, .. } => slots.add_pages(old.mapping().npages().wrapping_neg()),
+                Item::Create { new } => {
+                    if let Ok(new) = new.slot() {
+                        slots.add_pages(new.mapping().npages());
+                    }
+                }
+                // They keep their size.
+                Item::Move { .. } | Item::FlagsOnly { .. } => {}
+            }
+        }
         for item in &items {
             if let Item::Delete { old, .. } = item {
                 commit(
@@ -607,16 +623,14 @@ fn replaced(
     drop(unsafe { SlotBox::from_slot(old) });
 }
 
-/// Updates the counts of the VM for one change and tells the architecture.
+/// Counts the slots that log, for one change, and tells the architecture.
 fn commit(
     slots: &SlotsLocked<'_>,
     old: Option<Slot>,
     new: Option<Slot>,
     change: bindings::kvm_mr_change,
 ) {
-    let npages = |slot: Option<Slot>| slot.map_or(0, |slot| slot.mapping().npages());
     let logs = |slot: Option<Slot>| i32::from(slot.is_some_and(Slot::logs_dirty));
-    slots.add_pages(npages(new).wrapping_sub(npages(old)));
     slots.add_logging(logs(new) - logs(old));
 
     let ptr = |slot: Option<Slot>| slot.map_or(null_mut(), Slot::as_ptr);

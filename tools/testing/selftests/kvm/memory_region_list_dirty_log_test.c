@@ -269,6 +269,49 @@ TEST_F(dirty_log, merge_with_unlogged)
 	new_log_is(12, 24, 3, 7);
 }
 
+/* What counts is where a page is, not in which address space. */
+TEST_F(dirty_log, address_spaces)
+{
+	const u32 smm = 1 << 16;
+
+	if (vm_check_cap(vm, KVM_CAP_MULTI_ADDRESS_SPACE) < 2)
+		SKIP(return, "One address space");
+
+	list(log_set(10, 0, 16));
+	new_log_is(10, 16, NONE);
+	guest_writes(1, 5, 12);
+
+	list(region_delete(10), log_set(smm | 11, 4, 12));
+	new_log_is(smm | 11, 12, 1, 8);
+
+	/* A successor in each. */
+	list(log_set(10, 0, 16));
+	new_log_is(10, 16, NONE);
+	guest_writes(2, 6);
+	list(region_delete(10), region_delete(smm | 11), log_set(10, 0, 8),
+	     log_set(smm | 10, 0, 16));
+	new_log_is(10, 8, 2, 6);
+	new_log_is(smm | 10, 16, 2, 6);
+}
+
+/* A page that is fetched is clean only when it has been cleared. */
+TEST_F(dirty_log, fetched_but_not_cleared)
+{
+	DECLARE_BITMAP(log, NR_PAGES);
+
+	list(log_set(10, 0, 16));
+	new_log_is(10, 16, NONE);
+	guest_writes(1, 5);
+
+	kvm_vm_get_dirty_log(vm, 10, log);
+	guest_writes(6);
+	list(region_delete(10), log_set(10, 0, 8));
+	if (manual_protect)
+		new_log_is(10, 8, 1, 5, 6);
+	else
+		new_log_is(10, 8, 6);
+}
+
 TEST_F(dirty_log, no_successor)
 {
 	list(log_set(10, 0, 16));

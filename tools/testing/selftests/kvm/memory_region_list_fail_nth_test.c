@@ -482,6 +482,17 @@ TEST_F_TIMEOUT(fail_nth, replace, 60)
 		   set(10, LOG, 0, 6, 16));
 }
 
+/* What changes nothing needs no memory, and upstream's C takes none either. */
+TEST_F(fail_nth, no_change)
+{
+	struct region_entry same = set(11, 0, 4, 4, 4);
+	bool failed;
+	int r;
+
+	r = ioctl_fail_nth(1, vm->fd, KVM_SET_USER_MEMORY_REGION, &same, &failed);
+	TEST_ASSERT(!r, "Errno %d", errno);
+}
+
 /* All kinds of changes at once. */
 #define NR_MIXED	7
 #define MIN_MIXED	(1 + 1 + 3 + 1 + 1 + 4 + 4 + 3)
