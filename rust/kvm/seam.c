@@ -183,7 +183,9 @@ void kvm_memory_fault_in(struct kvm_vcpu *vcpu, gfn_t gfn, unsigned long npages,
 	unsigned long hva;
 	long n;
 
-	if (!slot || kvm_memslot_is_gmem_only(slot) ||
+	/* Behind private frames there is no other memory. */
+	if (!slot || kvm_arch_has_private_mem(vcpu->kvm) ||
+	    kvm_memslot_is_gmem_only(slot) ||
 	    slot->flags & KVM_MEMSLOT_INVALID ||
 	    (write && slot->flags & KVM_MEM_READONLY))
 		return;
@@ -203,35 +205,39 @@ void kvm_memory_fault_in(struct kvm_vcpu *vcpu, gfn_t gfn, unsigned long npages,
 }
 
 /*
- * Copy as many of @npages pages as have memory without further ado.  One, if
- * the guest's memory is, at another offset, the source: a page must not be
+ * Copy as many of @npages pages as are present here and there.  One, if the
+ * guest's memory is, at another offset, the source: a page must not be
  * overwritten that may have to be copied again.
  */
-static unsigned long fill_present(struct kvm *kvm, struct kvm_memory_slot *slot,
-				  gfn_t gfn, struct page **from,
-				  unsigned long npages)
+static long fill_present(struct kvm *kvm, struct kvm_memory_slot *slot,
+			 gfn_t gfn, u64 source, unsigned long npages)
 {
 	unsigned long hva = __gfn_to_hva_memslot(slot, gfn);
-	struct page *to[FILL_MAX];
-	long n, i, j;
+	struct page *from[FILL_MAX], *to[FILL_MAX];
+	long nr_from, nr_to, n, i, j;
 
-	n = pin_user_pages_fast(hva, npages, FOLL_WRITE, to);
-	if (n <= 0)
+	nr_to = pin_user_pages_fast(hva, npages, FOLL_WRITE | FOLL_NOFAULT, to);
+	if (nr_to <= 0)
 		return 0;
 
-	npages = n;
-	for (i = 0; i < n; i++)
-		for (j = 0; j < n; j++)
-			if (i != j && from[i] == to[j])
-				npages = 1;
+	/* Only then: pages that are written to may have taken the place of others. */
+	nr_from = get_user_pages_fast_only(source, nr_to, 0, from);
+	nr_from = max(nr_from, 0);
 
-	for (i = 0; i < npages; i++) {
+	n = nr_from;
+	for (i = 0; i < nr_from; i++)
+		for (j = 0; j < nr_from; j++)
+			if (i != j && from[i] == to[j])
+				n = 1;
+
+	for (i = 0; i < n; i++) {
 		copy_page(page_address(to[i]), page_address(from[i]));
 		mark_page_dirty_in_slot(kvm, slot, gfn + i);
 	}
-	unpin_user_pages_dirty_lock(to, npages, true);
-	unpin_user_pages(to + npages, n - npages);
-	return npages;
+	release_pages(from, nr_from);
+	unpin_user_pages_dirty_lock(to, n, true);
+	unpin_user_pages(to + n, nr_to - n);
+	return n;
 }
 
 /*
@@ -245,6 +251,7 @@ long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 	struct kvm_host_map map = {};
 	struct kvm *kvm = vcpu->kvm;
 	struct page *from[FILL_MAX];
+	struct page *to;
 	long n, r;
 
 	if (!slot || slot->id >= KVM_USER_MEM_SLOTS)
@@ -266,13 +273,26 @@ long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 	npages = min3(npages, slot->npages - (gfn - slot->base_gfn),
 		      ARRAY_SIZE(from));
 
-	n = get_user_pages_fast(source, npages, 0, from);
+	r = fill_present(kvm, slot, gfn, source, npages);
+	if (r)
+		return r;
+
+	n = get_user_pages_unlocked(source, npages, from, FOLL_INTERRUPTIBLE);
 	if (n <= 0)
 		return n == -EINTR || n == -ENOMEM ? n : -EFAULT;
 
-	r = fill_present(kvm, slot, gfn, from, n);
+	kvm_memory_fault_in(vcpu, gfn, n, true);
+	r = fill_present(kvm, slot, gfn, source, n);
 	if (r)
 		goto out;
+
+	/* Unlike kvm_vcpu_map(), a vCPU does not wait longer than to a signal. */
+	r = get_user_pages_unlocked(__gfn_to_hva_memslot(slot, gfn), 1, &to,
+				    FOLL_WRITE | FOLL_INTERRUPTIBLE);
+	if (r == -EINTR)
+		goto out;
+	if (r == 1)
+		put_page(to);
 
 	/* Find out what is wrong with the page, if anything is. */
 	r = kvm_vcpu_map(vcpu, gfn, &map);
@@ -305,6 +325,8 @@ long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 {
 	struct kvm *kvm = vcpu->kvm;
 	struct kvm_memory_slot *slot;
+	struct page *from;
+	long r;
 
 	lockdep_assert_held(&kvm->slots_lock);
 
@@ -318,8 +340,15 @@ long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 		return -EFAULT;
 	}
 
-	return kvm_gmem_populate(kvm, gfn, (void __user *)(unsigned long)source,
-				 1, false, copy_to_gmem, NULL);
+	/* Unlike kvm_gmem_populate(), a vCPU does not wait longer than to a signal. */
+	r = get_user_pages_unlocked(source, 1, &from, FOLL_INTERRUPTIBLE);
+	if (r <= 0)
+		return r == -EINTR || r == -ENOMEM ? r : -EFAULT;
+
+	r = kvm_gmem_populate(kvm, gfn, (void __user *)(unsigned long)source,
+			      1, false, copy_to_gmem, NULL);
+	put_page(from);
+	return r;
 }
 #else
 long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)

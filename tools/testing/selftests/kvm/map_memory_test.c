@@ -1230,6 +1230,8 @@ static int nr_uffd;
 /* The thread that is sent a signal at the fault at this page. */
 static int uffd_kill_page = -1;
 static pid_t uffd_kill_tid;
+/* The first of these is not resolved. */
+static bool uffd_ignore;
 
 static int resolve(int mode, int uffd, struct uffd_msg *msg)
 {
@@ -1241,8 +1243,13 @@ static int resolve(int mode, int uffd, struct uffd_msg *msg)
 	};
 	u64 contents[PAGE_SIZE / sizeof(u64)];
 
-	if (page == uffd_kill_page)
+	if (page == uffd_kill_page) {
 		syscall(__NR_tgkill, getpid(), uffd_kill_tid, SIGUSR1);
+		if (uffd_ignore) {
+			uffd_ignore = false;
+			return 0;
+		}
+	}
 	fill(contents, 1, uffd_tag + page);
 	copy.src = (uintptr_t)contents;
 	if (ioctl(uffd, UFFDIO_COPY, &copy))
@@ -1385,6 +1392,7 @@ TEST_F(map, smm)
 TEST_F(map, source)
 {
 	u8 *mem = new_mem(200), *source = new_pattern(200, 1000);
+	int i;
 
 	set_slot(SLOT, 0, 0, 100, mem);
 	set_slot(OTHER_SLOT, 0, 100, 100, hva(mem, 100));
@@ -1419,6 +1427,18 @@ TEST_F(map, source)
 	mem_is(hva(mem, 100), 1, 1);
 	mem_is(hva(mem, 101), 99, 102);
 	guest_sees(101, 99, 102);
+
+	/* Down again, over pages that are shared until they are written to. */
+	fill(mem, 200, 1);
+	madvise(hva(mem, 10), 5 * PAGE_SIZE, MADV_DONTNEED);
+	for (i = 10; i < 15; i++)
+		READ_ONCE(mem[i * PAGE_SIZE]);
+	map(0, 50, WRITE, hva(mem, 1));
+	mem_is(mem, 9, 2);
+	for (i = 9; i < 14; i++)
+		TEST_ASSERT(!*(u64 *)hva(mem, i), "Page %d is not zero", i);
+	mem_is(hva(mem, 14), 36, 16);
+	guest_sees(14, 36, 16);
 }
 
 TEST_F(map, source_unreadable)
@@ -1487,6 +1507,41 @@ TEST_F(map, signal)
 		uffd_stop_demand_paging(uffd);
 		vm_set_user_memory_region(vm, SLOT, 0, 0, 0, NULL);
 		madvise(mem, 512 * PAGE_SIZE, MADV_DONTNEED);
+		populate_guests_own();
+	}
+}
+
+/* As KVM_RUN does, it stops waiting for memory. */
+TEST_F(map, signal_while_waiting)
+{
+	struct sigaction sa = { .sa_handler = on_signal };
+	struct kvm_memory_mapping m;
+	struct uffd_desc *uffd;
+	u8 *mem, *source;
+	int i, err;
+
+	sigaction(SIGUSR1, &sa, NULL);
+	uffd_kill_tid = syscall(__NR_gettid);
+	uffd_kill_page = 40;
+	/* For the page, for the page that is to have contents, for these. */
+	for (i = 0; i < 3; i++) {
+		mem = new_mem(64);
+		source = i == 0 ? NULL :
+			 i == 1 ? new_pattern(64, 1000) : new_mem(64);
+		uffd_ignore = true;
+		uffd = start_uffd(i == 2 ? source : mem, 64, 1);
+		set_slot(SLOT, 0, 0, 64, mem);
+
+		m = mapping(gpa(0), 64, WRITE, source);
+		err = map_once(vcpu, &m);
+		TEST_ASSERT(err == EINTR, "%d: errno %d", i, err);
+		TEST_ASSERT(m.nr_pages == 64 - 40, "%d: %llu pages are left", i,
+			    m.nr_pages);
+		TEST_ASSERT_EQ(map_all(vcpu, &m), 0);
+		guest_sees(0, 64, i == 1 ? 1000 : 1);
+
+		uffd_stop_demand_paging(uffd);
+		vm_set_user_memory_region(vm, SLOT, 0, 0, 0, NULL);
 		populate_guests_own();
 	}
 }
