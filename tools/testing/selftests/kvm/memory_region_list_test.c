@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/time.h>
+#include <sys/wait.h>
 
 #include <linux/sizes.h>
 
@@ -419,6 +420,26 @@ TEST_F(list, bad_pointers)
 	check_map(__LINE__);
 
 	kvm_munmap(buf, hole_at + PAGE_SIZE);
+}
+
+/* The memory that slots are about is that of the process that made the VM. */
+TEST_F(list, other_process)
+{
+	struct region_entry entry = region_delete(10);
+	int status;
+	pid_t child;
+
+	child = fork();
+	if (!child) {
+		TEST_ASSERT(__vm_set_region_list(vm, 1, &entry) == -1 &&
+			    errno == EIO, "errno %d", errno);
+		TEST_ASSERT(ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION_LIST,
+				  NULL) == -1 && errno == EIO, "errno %d", errno);
+		_exit(0);
+	}
+	TEST_ASSERT(waitpid(child, &status, 0) == child && !status,
+		    "Child: status %d", status);
+	check_map(__LINE__);
 }
 
 TEST_F(list, strict_entries)
