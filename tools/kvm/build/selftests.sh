@@ -50,6 +50,7 @@ our_tests() {
 
 # our_list FLAVOUR: ours; only the debug kernel can make allocations fail, and runs the core's KUnit suites.
 our_list() {
+	echo shadow:memory_region_list_stress_test
 	if [[ $1 == debug ]]; then
 		our_tests
 		sed -n 's/^#\[.*kunit_tests(\(.*\))\]$/kunit:\1/p' "$SRC"/rust/kvm/*.rs
