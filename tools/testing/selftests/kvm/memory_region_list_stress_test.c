@@ -23,6 +23,9 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include <asm/kvm_para.h>
+#include <asm/pvclock-abi.h>
+
 #include "kvm_util.h"
 #include "memory_region_list.h"
 #include "processor.h"
@@ -68,6 +71,10 @@ static u64 guest_data[MAX_VCPUS][DATA_PAGES][PAGE_SIZE / sizeof(u64)]
 	__aligned(PAGE_SIZE);
 static u64 guest_passes[MAX_VCPUS];
 static bool guest_stop;
+/* Between the words of guest_data that count the passes. */
+#define GUEST_STEAL_TIME(id)	((struct kvm_steal_time *)&guest_data[id][6][64])
+#define GUEST_CLOCK(id)		((struct pvclock_vcpu_time_info *)&guest_data[id][9][64])
+static gpa_t guest_steal_time_gpa[MAX_VCPUS], guest_clock_gpa[MAX_VCPUS];
 
 #define guest_ptr(vm, var) ((typeof(var) *)addr_gva2hva(vm, (gva_t)&(var)))
 
@@ -152,6 +159,34 @@ static void guest_emulated(int id)
 	GUEST_DONE();
 }
 
+/* KVM writes to this memory through host addresses that it keeps. */
+static void guest_paravirt(int id)
+{
+	struct kvm_steal_time *steal = GUEST_STEAL_TIME(id);
+	struct pvclock_vcpu_time_info *clock = GUEST_CLOCK(id);
+	u64 pass;
+	u32 val;
+
+	wrmsr(MSR_KVM_STEAL_TIME, guest_steal_time_gpa[id] | KVM_MSR_ENABLED);
+	for (pass = 0; !READ_ONCE(guest_stop); pass++) {
+		guest_work_on_data(id, pass);
+
+		WRITE_ONCE(steal->version, 0);
+		WRITE_ONCE(clock->version, 0);
+		wrmsr(MSR_KVM_SYSTEM_TIME_NEW, guest_clock_gpa[id] | 1);
+		/* Both are up to date when KVM_RUN comes back to the guest. */
+		val = pass;
+		asm volatile("outl %0, %1" : : "a"(val), "Nd"((u16)PIO_PORT));
+		val = READ_ONCE(steal->version);
+		GUEST_ASSERT(val && !(val & 1));
+		val = READ_ONCE(clock->version);
+		GUEST_ASSERT(val && !(val & 1));
+
+		WRITE_ONCE(guest_passes[id], pass + 1);
+	}
+	GUEST_DONE();
+}
+
 /* Writes the number of the pass to one page after the other. */
 static void guest_writer(int id)
 {
@@ -165,6 +200,16 @@ static void guest_writer(int id)
 	}
 	GUEST_DONE();
 }
+
+static const struct guest {
+	void (*code)(int id);
+	const char *name;
+	bool counts_passes;
+} guests[] = {
+	{ guest_plain, "plain", true },
+	{ guest_emulated, "emulated", false },
+	{ guest_paravirt, "paravirtualised", true },
+};
 
 struct worker {
 	struct kvm_vcpu *vcpu;
@@ -467,6 +512,10 @@ static void start_guest(enum form form, void *guest_code, int nr_vcpus,
 		sem_init(&workers[i].paused, 0, 0);
 		sem_init(&workers[i].resume, 0, 0);
 		vcpu_args_set(vcpus[i], 1, i);
+		(*guest_ptr(vm, guest_steal_time_gpa))[i] =
+			addr_gva2gpa(vm, (gva_t)GUEST_STEAL_TIME(i));
+		(*guest_ptr(vm, guest_clock_gpa))[i] =
+			addr_gva2gpa(vm, (gva_t)GUEST_CLOCK(i));
 	}
 }
 
@@ -664,7 +713,8 @@ static bool data_is_right(int id)
 	return true;
 }
 
-static bool reshape(enum form form, void *guest_code, int nr_vcpus, bool zap_all)
+static bool reshape(enum form form, const struct guest *guest, int nr_vcpus,
+		    bool zap_all)
 {
 	struct region_entry entries[3 * MAX_PIECES];
 	struct userspace_mem_region *region;
@@ -677,7 +727,7 @@ static bool reshape(enum form form, void *guest_code, int nr_vcpus, bool zap_all
 
 	/* The slowest machine needs a while for a pass, a lost vCPU forever. */
 	patience = form == SINGLE ? 2 : 30;
-	start_guest(form, guest_code, nr_vcpus, zap_all);
+	start_guest(form, guest->code, nr_vcpus, zap_all);
 	region = memslot2region(vm, 0);
 	pages = region->region.memory_size / PAGE_SIZE;
 	old.nr = 0;
@@ -707,15 +757,13 @@ static bool reshape(enum form form, void *guest_code, int nr_vcpus, bool zap_all
 	good &= wait_for_passes();
 	if (stop_guest())
 		good = false;
-	if (good && guest_code == guest_plain)
+	if (good && guest->counts_passes)
 		for (id = 0; id < nr_vcpus; id++)
 			good &= data_is_right(id);
 
 	ksft_print_msg("%s, %s guest: %s after %d updates, %lu us each, %lu us at most\n",
-		       form_names[form],
-		       guest_code == guest_plain ? "plain" : "emulated",
-		       good ? "alive" : "dead", i, i ? total_ns / i / 1000 : 0,
-		       max_ns / 1000);
+		       form_names[form], guest->name, good ? "alive" : "dead", i,
+		       i ? total_ns / i / 1000 : 0, max_ns / 1000);
 	kvm_vm_free(vm);
 	return good;
 }
@@ -799,7 +847,6 @@ static void help(const char *name)
 
 int main(int argc, char *argv[])
 {
-	void *guests[] = { guest_plain, guest_emulated };
 	struct sigaction sa = { .sa_handler = sig_ipi };
 	int nr_vcpus = DEFAULT_VCPUS;
 	int quirks, zap_all, opt, i;
@@ -835,12 +882,12 @@ int main(int argc, char *argv[])
 
 		for (i = 0; i < ARRAY_SIZE(guests); i++) {
 			if (zap_all)
-				reshape(SINGLE, guests[i], nr_vcpus, zap_all);
+				reshape(SINGLE, &guests[i], nr_vcpus, zap_all);
 			for (form = PAUSED; form <= LIST; form++)
-				ksft_test_result(reshape(form, guests[i], nr_vcpus,
+				ksft_test_result(reshape(form, &guests[i], nr_vcpus,
 							 zap_all),
 						 "%s guest, %s%s\n",
-						 i ? "emulated" : "plain",
+						 guests[i].name,
 						 form_names[form], quirk);
 		}
 		ksft_test_result(switch_memory(zap_all),
