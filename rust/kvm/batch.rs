@@ -535,8 +535,7 @@ struct Published<'a, 'vm> {
 }
 
 impl Published<'_, '_> {
-    /// Counts, tells the architecture, and frees what is gone. Deletions come first, so that a batch whose
-    /// result is within limits does not go beyond them on the way.
+    /// Counts, tells the architecture, and frees what is gone, deletions first.
     fn finish(self) {
         let Self { items, slots } = self;
         // The architecture bounds its shadow pages by this, and is not to see what is in between.
