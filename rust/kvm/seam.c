@@ -204,6 +204,17 @@ void kvm_memory_fault_in(struct kvm_vcpu *vcpu, gfn_t gfn, unsigned long npages,
 		put_page(pages[--n]);
 }
 
+/* Get up to @npages pages, but not none; wait for them as a vCPU does. */
+static long get_source(u64 source, unsigned long npages, struct page **pages)
+{
+	long n = get_user_pages_unlocked(source, npages, pages,
+					 FOLL_INTERRUPTIBLE);
+
+	if (n > 0 || n == -EINTR || n == -ENOMEM)
+		return n;
+	return -EFAULT;
+}
+
 /*
  * Copy as many of @npages pages as are present here and there.  One, if the
  * guest's memory is, at another offset, the source: a page must not be
@@ -277,9 +288,9 @@ long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 	if (r)
 		return r;
 
-	n = get_user_pages_unlocked(source, npages, from, FOLL_INTERRUPTIBLE);
-	if (n <= 0)
-		return n == -EINTR || n == -ENOMEM ? n : -EFAULT;
+	n = get_source(source, npages, from);
+	if (n < 0)
+		return n;
 
 	kvm_memory_fault_in(vcpu, gfn, n, true);
 	r = fill_present(kvm, slot, gfn, source, n);
@@ -340,10 +351,10 @@ long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 		return -EFAULT;
 	}
 
-	/* Unlike kvm_gmem_populate(), a vCPU does not wait longer than to a signal. */
-	r = get_user_pages_unlocked(source, 1, &from, FOLL_INTERRUPTIBLE);
-	if (r <= 0)
-		return r == -EINTR || r == -ENOMEM ? r : -EFAULT;
+	/* Before kvm_gmem_populate(), which waits regardless of signals. */
+	r = get_source(source, 1, &from);
+	if (r < 0)
+		return r;
 
 	r = kvm_gmem_populate(kvm, gfn, (void __user *)(unsigned long)source,
 			      1, false, copy_to_gmem, NULL);
