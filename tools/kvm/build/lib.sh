@@ -36,10 +36,10 @@ die() {
 
 say() { printf '%s\n' "$*" >&2; }
 
-# result pass|fail|skip WHAT [LOG]: one line for the reader, and for `make test` to count.
+# result pass|fail|skip WHAT [LOG]: one line for the reader, and one for `make test` to count.
 result() {
 	printf '%s  %s%s\n' "$1" "$2" "${3:+  ($3)}"
-	[[ -z ${RESULTS:-} ]] || printf '%s %s\n' "$1" "$2" >>"$RESULTS"
+	[[ -z ${RESULTS:-} ]] || printf '%s %s\t%s\n' "$1" "$2" "${3:-}" >>"$RESULTS"
 }
 
 elapsed() { printf '%dm%02ds' $((($1) / 60)) $((($1) % 60)); }

@@ -66,12 +66,15 @@ upstream_tests() {
 	done
 }
 
-# run LIMIT FLAVOUR... <LIST: the lines of guest-selftests. Fails if the kernel complained or did not get through.
+# run LIMIT FLAVOUR... <LIST: the lines of guest-selftests. Fails if the kernel complained or did not get through; what it
+# said is then in $COMPLAINT.
+COMPLAINT=$OUT/selftests/complaint
 run() {
 	local out=$OUT/selftests
 	mkdir -p "$out"
 	cat >"$out/list"
-	SHARE=$out FLAVOUR=$2 MEM=${MEM:-6G} CMD="guest-selftests $IN_WORK/selftests $* </mnt/share/list" "$(dirname "$0")/vm.sh"
+	SHARE=$out FLAVOUR=$2 MEM=${MEM:-6G} CMD="guest-selftests $IN_WORK/selftests $* </mnt/share/list" \
+		"$(dirname "$0")/vm.sh" 2> >(tee "$COMPLAINT" >&2)
 }
 
 ours() {
@@ -85,7 +88,7 @@ ours() {
 		result "$verdict" "$test on $flavour, ${seconds}s" "$OUT/selftests/$flavour-${test//\//-}.log"
 	done <"$log"
 	if ((failed)) || [[ $(our_list "$flavour" | wc -l) != $(wc -l <"$log") ]]; then
-		result fail "selftests on $flavour: the kernel complained, or the VM died"
+		result fail "selftests on $flavour: the kernel complained, or the VM died" "$COMPLAINT"
 		return 1
 	fi
 	! grep -qvw pass "$log"
@@ -105,12 +108,12 @@ compare() {
 upstream() {
 	local table=$LOG/upstream.table test c rust seconds failed=0
 	compile rust c
-	upstream_tests | compare 120 >"$table" || { result fail "upstream's selftests: the kernel complained, or the VM died"; failed=1; }
+	upstream_tests | compare 120 >"$table" || { result fail "upstream's selftests: the kernel complained, or the VM died" "$COMPLAINT"; failed=1; }
 	# A machine that is busy with something else makes a test time out: what differs is run once more, with more time.
 	awk '$2 != $3 { print $1 }' "$table" >"$table.differ"
 	if [[ -s $table.differ ]]; then
 		upstream_tests | grep -wFf "$table.differ" | compare 360 >"$table.again" ||
-			{ result fail "upstream's selftests, second run: the kernel complained, or the VM died"; failed=1; }
+			{ result fail "upstream's selftests, second run: the kernel complained, or the VM died" "$COMPLAINT"; failed=1; }
 		sort -u -s -k1,1 "$table.again" "$table" >"$table.both"
 		mv "$table.both" "$table"
 	fi
@@ -120,7 +123,7 @@ upstream() {
 		if [[ $c == "$rust" ]]; then
 			[[ -z ${RESULTS:-} ]] || echo "pass $test: $c with both" >>"$RESULTS"
 		else
-			result fail "$test: $c with C, $rust with Rust" "$OUT/selftests"
+			result fail "$test: $c with C, $rust with Rust" "$OUT/selftests/rust-${test//\//-}.log"
 			failed=1
 		fi
 	done <"$table"

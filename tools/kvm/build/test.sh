@@ -46,8 +46,12 @@ step "demo, short" env FLAVOUR=rust "$here/program.sh" sample-vmm demo --quick
 step "kernel with debug checks" "$here/kernel.sh" debug
 step "selftests on the debug kernel" env FLAVOUR=debug "$here/selftests.sh" ours
 
+# Each failure with the end of its log, or with what led to the test's first "not ok".
 printf '\n'
-grep '^fail' "$RESULTS" || true
+while IFS=$'\t' read -r what log; do
+	printf '%s\n' "$what"
+	[[ ! -f $log ]] || { grep -m 1 -B 9 '^not ok' "$log" || tail -40 "$log"; } | sed 's/^/    /'
+done < <(grep '^fail' "$RESULTS")
 passed=$(grep -c '^pass' "$RESULTS" || true)
 failed=$(grep -c '^fail' "$RESULTS" || true)
 printf '%d passed, %d failed\n' "$passed" "$failed"
