@@ -35,7 +35,7 @@
 
 use crate::check::{self, NetKind, Origin, Plan, Relog, Scratch, View};
 use crate::slots::{kvm_memslot_batch, ArchLocked, List, Slot, SlotBox, SlotsLocked};
-use crate::types::{Entry, GfnRange, Mapping, SlotFlags, SlotId, PAGE_SHIFT};
+use crate::types::{Change, Entry, GfnRange, Mapping, SlotFlags, SlotId, PAGE_SHIFT};
 use core::ptr::{null, null_mut, NonNull};
 use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
 use kernel::bindings;
@@ -404,10 +404,16 @@ fn refresh(arch: &ArchLocked<'_, '_>, items: &Items) -> Result {
         match item {
             Item::FlagsOnly { old, new, .. } => new.slot()?.copy_arch(arch, *old),
             Item::Create { new } | Item::Move { new, .. } => {
-                let new = new.slot()?.as_ptr();
+                let new = new.slot()?;
+                // Somebody may have begun to track writes, which forbids moves.
+                if matches!(item, Item::Move { .. })
+                    && !arch.slots.arch_allows(Change::Move, new.mapping().gfns)
+                {
+                    return Err(EINVAL);
+                }
                 // SAFETY: The VM is alive, its locks are held, and the new slot is private to us.
                 to_result(unsafe {
-                    bindings::kvm_arch_refresh_memory_region(arch.slots.as_ptr(), new)
+                    bindings::kvm_arch_refresh_memory_region(arch.slots.as_ptr(), new.as_ptr())
                 })?;
             }
             Item::Delete { .. } => {}

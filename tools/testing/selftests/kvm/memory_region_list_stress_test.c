@@ -14,17 +14,23 @@
  *
  * All the time, KVM_MAP_MEMORY populates this memory through another vCPU.
  */
+#include <fcntl.h>
 #include <getopt.h>
+#include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
 
 #include <asm/kvm_para.h>
 #include <asm/pvclock-abi.h>
+#include <linux/sizes.h>
+#include <linux/userfaultfd.h>
 
 #include "kvm_util.h"
 #include "memory_region_list.h"
@@ -42,6 +48,11 @@
 #define SWITCH_GPA		0xc0000000ul
 #define SWITCH_PAGES		8
 #define SWITCH_SLOT		20
+
+/* Each is in a page table of its own. */
+#define WAIT_GVA(id)		(SWITCH_GPA + (id) * SZ_2M)
+#define TABLE_GPA		(SWITCH_GPA + SZ_1M)
+#define TABLE_SLOT		21
 
 #define PIO_PORT		0x2000
 #define STRING_PORT		0x2004
@@ -187,28 +198,61 @@ static void guest_paravirt(int id)
 	GUEST_DONE();
 }
 
-/* Writes the number of the pass to one page after the other. */
+/* Both write the inverted number of the pass to one page after the other. */
+
 static void guest_writer(int id)
 {
 	u64 pass;
 	int i;
 
-	for (pass = 1; !READ_ONCE(guest_stop); pass++) {
+	for (pass = 0; !READ_ONCE(guest_stop); pass++) {
 		for (i = 0; i < SWITCH_PAGES; i++)
-			WRITE_ONCE(*(u64 *)(SWITCH_GPA + i * PAGE_SIZE), pass);
-		WRITE_ONCE(guest_passes[id], pass);
+			WRITE_ONCE(*(u32 *)(SWITCH_GPA + i * PAGE_SIZE), ~pass);
+		WRITE_ONCE(guest_passes[id], pass + 1);
 	}
 	GUEST_DONE();
 }
 
-static const struct guest {
+/* It is KVM that writes. */
+static void guest_emulated_writer(int id)
+{
+	u64 pass;
+	void *buf;
+	u32 val;
+	int i;
+
+	for (pass = 0; !READ_ONCE(guest_stop); pass++) {
+		val = pass;
+		asm volatile("outl %0, %1" : : "a"(val), "Nd"((u16)PIO_PORT));
+		for (i = 0; i < SWITCH_PAGES; i++) {
+			buf = (void *)(SWITCH_GPA + i * PAGE_SIZE);
+			asm volatile("insl" : "+D"(buf)
+				     : "d"((u16)PIO_PORT) : "memory");
+		}
+		WRITE_ONCE(guest_passes[id], pass + 1);
+	}
+	GUEST_DONE();
+}
+
+static void guest_wait(int id)
+{
+	READ_ONCE(*(u64 *)WAIT_GVA(id));
+	GUEST_DONE();
+}
+
+struct guest {
 	void (*code)(int id);
 	const char *name;
 	bool counts_passes;
-} guests[] = {
+};
+
+static const struct guest guests[] = {
 	{ guest_plain, "plain", true },
 	{ guest_emulated, "emulated", false },
 	{ guest_paravirt, "paravirtualised", true },
+}, writers[] = {
+	{ guest_writer, "plain" },
+	{ guest_emulated_writer, "emulated" },
 };
 
 struct worker {
@@ -774,17 +818,17 @@ static bool reshape(enum form form, const struct guest *guest, int nr_vcpus,
  * point and in the new one from there on, and none in the old one once the
  * ioctl has returned.
  */
-static bool switch_memory(bool zap_all)
+static bool switch_memory(const struct guest *writer, bool zap_all)
 {
 	const size_t size = SWITCH_PAGES * PAGE_SIZE;
 	struct region_entry entries[2];
-	u64 seen[SWITCH_PAGES], *word;
+	u32 seen[SWITCH_PAGES];
 	u8 *mem[2];
 	int i, p, r, old;
 	bool good = true;
 
 	/* With one writer there is an order to check. */
-	start_guest(LIST, guest_writer, 1, zap_all);
+	start_guest(LIST, writer->code, 1, zap_all);
 	populater.gpa = SWITCH_GPA;
 	populater.pages = SWITCH_PAGES;
 	for (i = 0; i < 2; i++)
@@ -807,19 +851,18 @@ static bool switch_memory(bool zap_all)
 		TEST_ASSERT(!r, "Update failed, errno %d", errno);
 
 		for (p = 0; p < SWITCH_PAGES; p++)
-			seen[p] = READ_ONCE(*(u64 *)(mem[old] + p * PAGE_SIZE));
+			seen[p] = ~READ_ONCE(*(u32 *)(mem[old] + p * PAGE_SIZE));
 		for (p = 1; p < SWITCH_PAGES; p++) {
 			if (seen[p] <= seen[p - 1] && seen[p] + 1 >= seen[0])
 				continue;
-			ksft_print_msg("update %d, page %d: pass %lu where page 0 has %lu\n",
+			ksft_print_msg("update %d, page %d: pass %u where page 0 has %u\n",
 				       i, p, seen[p], seen[0]);
 			good = false;
 		}
 
 		good &= wait_for_passes();
 		for (p = 0; p < SWITCH_PAGES; p++) {
-			word = (u64 *)(mem[old] + p * PAGE_SIZE);
-			if (READ_ONCE(*word) == seen[p])
+			if (~READ_ONCE(*(u32 *)(mem[old] + p * PAGE_SIZE)) == seen[p])
 				continue;
 			ksft_print_msg("update %d, page %d: written to after the update\n",
 				       i, p);
@@ -832,6 +875,148 @@ static bool switch_memory(bool zap_all)
 	kvm_vm_free(vm);
 	for (i = 0; i < 2; i++)
 		kvm_munmap(mem[i], size);
+	return good;
+}
+
+/* Has the page table for @gva in a slot of its own. */
+static void move_page_table(gva_t gva)
+{
+	const int entries = PAGE_SIZE / sizeof(u64);
+	u64 *table, *entry = NULL, *new;
+	int level, shift;
+
+	table = addr_gpa2hva(vm, vm->mmu.pgd);
+	for (level = vm->mmu.pgtable_levels; level > 1; level--) {
+		shift = PAGE_SHIFT + (level - 1) * 9;
+		entry = &table[(gva >> shift) % entries];
+		table = addr_gpa2hva(vm, *entry & PHYSICAL_PAGE_MASK);
+	}
+
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, TABLE_GPA,
+				    TABLE_SLOT, 1, 0);
+	new = addr_gpa2hva(vm, TABLE_GPA);
+	memcpy(new, table, PAGE_SIZE);
+	*entry = TABLE_GPA | (*entry & ~PHYSICAL_PAGE_MASK);
+}
+
+static pid_t deleter_tid;
+static const struct region_entry *deletion;
+
+static void *delete_thread(void *unused)
+{
+	WRITE_ONCE(deleter_tid, syscall(__NR_gettid));
+	TEST_ASSERT(!__vm_set_region_list(vm, 1, deletion),
+		    "Deletion failed, errno %d", errno);
+	return NULL;
+}
+
+/* Waits for that thread to wait for the readers of a list. */
+static bool deleter_waits(u64 swaps)
+{
+	char name[64], buf[128];
+	int fd, i;
+
+	for (i = 0; i < 10000; i++, usleep(1000)) {
+		if (!READ_ONCE(deleter_tid) ||
+		    vm_get_stat(vm, memslot_swaps) != swaps)
+			continue;
+		memset(buf, 0, sizeof(buf));
+		snprintf(name, sizeof(name), "/proc/self/task/%d/wchan",
+			 deleter_tid);
+		fd = open(name, O_RDONLY);
+		TEST_ASSERT(fd >= 0 && read(fd, buf, sizeof(buf) - 1) > 0,
+			    "Cannot read %s, errno %d", name, errno);
+		close(fd);
+		if (strstr(buf, "synchronize_srcu"))
+			return true;
+	}
+	return false;
+}
+
+static void await_fault(int uffd)
+{
+	struct pollfd pollfd = { .fd = uffd, .events = POLLIN };
+	struct uffd_msg msg;
+
+	TEST_ASSERT(poll(&pollfd, 1, 10000) == 1 &&
+		    read(uffd, &msg, sizeof(msg)) == sizeof(msg),
+		    "No fault, errno %d", errno);
+}
+
+static void resolve_fault(int uffd, void *page)
+{
+	struct uffdio_zeropage zeropage = {
+		.range = { .start = (uintptr_t)page, .len = PAGE_SIZE },
+	};
+
+	TEST_ASSERT(!ioctl(uffd, UFFDIO_ZEROPAGE, &zeropage),
+		    "UFFDIO_ZEROPAGE failed, errno %d", errno);
+}
+
+/*
+ * A vCPU has walked through a page table in a slot that is being deleted, and
+ * waits for the page that it has found there.  When it goes on the slot is
+ * gone, and so KVM must not shadow the page table.
+ *
+ * Another vCPU that waits for a page holds up the deletion between its swaps.
+ */
+static bool delete_page_table(bool zap_all)
+{
+	const struct region_entry entry = region_delete(TABLE_SLOT);
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_api api = { .api = UFFD_API };
+	pthread_t deleter;
+	bool good;
+	u64 swaps;
+	u8 *mem;
+	int uffd, i;
+
+	start_guest(LIST, guest_wait, 2, zap_all);
+	mem = kvm_mmap(2 * PAGE_SIZE, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	vm_set_user_memory_region(vm, SWITCH_SLOT, 0, SWITCH_GPA, 2 * PAGE_SIZE,
+				  mem);
+	virt_map(vm, WAIT_GVA(1), SWITCH_GPA + PAGE_SIZE, 1);
+	move_page_table(WAIT_GVA(1));
+
+	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	TEST_ASSERT(uffd >= 0, "No userfaultfd, errno %d", errno);
+	reg.range.start = (uintptr_t)mem;
+	reg.range.len = 2 * PAGE_SIZE;
+	TEST_ASSERT(!ioctl(uffd, UFFDIO_API, &api) &&
+		    !ioctl(uffd, UFFDIO_REGISTER, &reg),
+		    "Cannot set up userfaultfd, errno %d", errno);
+
+	swaps = vm_get_stat(vm, memslot_swaps);
+	deletion = &entry;
+	deleter_tid = 0;
+	for (i = 0; i < 2; i++) {
+		kvm_pthread_create(&workers[i].thread, NULL, vcpu_worker,
+				   &workers[i]);
+		await_fault(uffd);
+		if (i)
+			break;
+		kvm_pthread_create(&deleter, NULL, delete_thread, NULL);
+		good = deleter_waits(swaps);
+		/* A reader that begins right now may still be waited for. */
+		usleep(100000);
+	}
+	resolve_fault(uffd, mem);
+	good &= deleter_waits(swaps + 1);
+	resolve_fault(uffd, mem + PAGE_SIZE);
+
+	kvm_pthread_join(deleter, NULL);
+	for (i = 0; i < 2; i++)
+		kvm_pthread_join(workers[i].thread, NULL);
+	/* Without its page table. */
+	good &= !workers[0].death[0] && workers[1].death[0];
+	if (!good)
+		ksft_print_msg("vCPUs ended with '%s', '%s'\n",
+			       workers[0].death, workers[1].death);
+
+	close(uffd);
+	kvm_vm_free(vm);
+	kvm_munmap(mem, 2 * PAGE_SIZE);
 	return good;
 }
 
@@ -875,7 +1060,8 @@ int main(int argc, char *argv[])
 	quirks = kvm_check_cap(KVM_CAP_DISABLE_QUIRKS2) & KVM_X86_QUIRK_SLOT_ZAP_ALL;
 
 	ksft_print_header();
-	ksft_set_plan((quirks ? 2 : 1) * (2 * ARRAY_SIZE(guests) + 1));
+	ksft_set_plan((quirks ? 2 : 1) *
+		      (2 * ARRAY_SIZE(guests) + ARRAY_SIZE(writers) + 1));
 
 	for (zap_all = 1; zap_all >= (quirks ? 0 : 1); zap_all--) {
 		const char *quirk = zap_all ? "" : ", slot zap quirk disabled";
@@ -890,8 +1076,17 @@ int main(int argc, char *argv[])
 						 guests[i].name,
 						 form_names[form], quirk);
 		}
-		ksft_test_result(switch_memory(zap_all),
-				 "another host address, list%s\n", quirk);
+		for (i = 0; i < ARRAY_SIZE(writers); i++)
+			ksft_test_result(switch_memory(&writers[i], zap_all),
+					 "%s writer, another host address, list%s\n",
+					 writers[i].name, quirk);
+
+		if (kvm_is_tdp_enabled())
+			ksft_test_result_skip("page tables are not shadowed%s\n",
+					      quirk);
+		else
+			ksft_test_result(delete_page_table(zap_all),
+					 "deletion of a page table%s\n", quirk);
 	}
 
 	ksft_finished();
