@@ -68,6 +68,7 @@ void kvm_memory_cond_resched(void);
 bool kvm_memory_dirty_ring_is_full(struct kvm_vcpu *vcpu);
 void kvm_memory_fault_in(struct kvm_vcpu *vcpu, gfn_t gfn, unsigned long npages,
 			 bool write);
+int kvm_memory_fault_in_source(u64 source, unsigned long npages);
 long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 		     unsigned long npages);
 long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source);

@@ -54,8 +54,13 @@ pub trait Populate {
         Self: 's;
 
     /// Begins a section, which ends when it is dropped. It will start with `gfns`, in this order, and may
-    /// not come to the last of them. Fails if the call is to end here (a signal).
-    fn section(&mut self, gfns: GfnRange) -> Result<Self::Section<'_>, Self::Error>;
+    /// not come to the last of them; `source` is where their contents are, if they are to be filled. Fails
+    /// if the call is to end here (a signal).
+    fn section(
+        &mut self,
+        gfns: GfnRange,
+        source: Option<Hva>,
+    ) -> Result<Self::Section<'_>, Self::Error>;
 
     /// Waits for the end of the memslot update that is under way.
     fn wait_for_update(&mut self) -> Result<(), Self::Error>;
@@ -143,10 +148,11 @@ impl Cursor {
     fn section<P: Populate>(&mut self, on: &mut P) -> Result<Attempt, P::Error> {
         let begin = self.gfns.start;
         let mut steps = SECTION_STEPS;
-        let mut section = on.section(GfnRange {
+        let gfns = GfnRange {
             start: begin,
             end: Gfn(begin.0 + self.npages().min(steps)),
-        })?;
+        };
+        let mut section = on.section(gfns, self.source)?;
         let (mut filled_to, mut mapped_to) = (begin, begin);
         while steps > 0 && self.npages() > 0 && self.gfns.start.0 - begin.0 < SECTION_PAGES {
             let gfn = self.gfns.start;

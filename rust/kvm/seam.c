@@ -215,6 +215,26 @@ static long get_source(u64 source, unsigned long npages, struct page **pages)
 	return -EFAULT;
 }
 
+/* Have the memory at @source present, at least the first page. */
+int kvm_memory_fault_in_source(u64 source, unsigned long npages)
+{
+	struct page *pages[FILL_MAX];
+	long n;
+
+	n = get_source(source, min(npages, ARRAY_SIZE(pages)), pages);
+	if (n < 0)
+		return n;
+	release_pages(pages, n);
+	return 0;
+}
+
+/* Where both are the same, a guest may be writing, and nothing is to be done. */
+static void copy_contents(struct page *to, struct page *from)
+{
+	if (to != from)
+		copy_highpage(to, from);
+}
+
 /*
  * Copy as many of @npages pages as are present here and there.  One, if the
  * guest's memory is, at another offset, the source: a page must not be
@@ -242,7 +262,7 @@ static long fill_present(struct kvm *kvm, struct kvm_memory_slot *slot,
 				n = 1;
 
 	for (i = 0; i < n; i++) {
-		copy_page(page_address(to[i]), page_address(from[i]));
+		copy_contents(to[i], from[i]);
 		mark_page_dirty_in_slot(kvm, slot, gfn + i);
 	}
 	release_pages(from, nr_from);
@@ -261,8 +281,7 @@ long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 	struct kvm_memory_slot *slot = kvm_vcpu_gfn_to_memslot(vcpu, gfn);
 	struct kvm_host_map map = {};
 	struct kvm *kvm = vcpu->kvm;
-	struct page *from[FILL_MAX];
-	struct page *to;
+	struct page *from, *to;
 	long n, r;
 
 	if (!slot || slot->id >= KVM_USER_MEM_SLOTS)
@@ -282,33 +301,44 @@ long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 	if (kvm_arch_has_private_mem(kvm) || kvm->dirty_ring_size)
 		npages = 1;
 	npages = min3(npages, slot->npages - (gfn - slot->base_gfn),
-		      ARRAY_SIZE(from));
+		      FILL_MAX);
 
 	r = fill_present(kvm, slot, gfn, source, npages);
 	if (r)
 		return r;
 
-	n = get_source(source, npages, from);
-	if (n < 0)
-		return n;
-
-	kvm_memory_fault_in(vcpu, gfn, n, true);
-	r = fill_present(kvm, slot, gfn, source, n);
+	/* Have them present, here and there. */
+	r = kvm_memory_fault_in_source(source, npages);
 	if (r)
-		goto out;
+		return r;
+	kvm_memory_fault_in(vcpu, gfn, npages, true);
+	r = fill_present(kvm, slot, gfn, source, npages);
+	if (r)
+		return r;
 
 	/* Unlike kvm_vcpu_map(), a vCPU does not wait longer than to a signal. */
-	r = get_user_pages_unlocked(__gfn_to_hva_memslot(slot, gfn), 1, &to,
+	n = pin_user_pages_unlocked(__gfn_to_hva_memslot(slot, gfn), 1, &to,
 				    FOLL_WRITE | FOLL_INTERRUPTIBLE);
-	if (r == -EINTR)
-		goto out;
-	if (r == 1)
-		put_page(to);
+	if (n == -EINTR)
+		return n;
 
-	/* Find out what is wrong with the page, if anything is. */
+	r = get_source(source, 1, &from);
+	if (n == 1) {
+		if (r == 1) {
+			copy_contents(to, from);
+			mark_page_dirty_in_slot(kvm, slot, gfn);
+			put_page(from);
+		}
+		unpin_user_pages_dirty_lock(&to, 1, r == 1);
+		return r;
+	}
+	if (r < 0)
+		return r;
+
+	/* Not a page, or find out what is wrong with it. */
 	r = kvm_vcpu_map(vcpu, gfn, &map);
 	if (!r) {
-		memcpy_from_page(map.hva, from[0], 0, PAGE_SIZE);
+		memcpy_from_page(map.hva, from, 0, PAGE_SIZE);
 		kvm_vcpu_unmap(vcpu, &map);
 		r = 1;
 	} else if (map.pfn == KVM_PFN_ERR_SIGPENDING) {
@@ -318,8 +348,7 @@ long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 	} else {
 		r = -EFAULT;
 	}
-out:
-	release_pages(from, n);
+	put_page(from);
 	return r;
 }
 
@@ -327,11 +356,14 @@ out:
 static int copy_to_gmem(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
 			struct page *src, void *unused)
 {
-	copy_highpage(pfn_to_page(pfn), src);
+	copy_contents(pfn_to_page(pfn), src);
 	return 0;
 }
 
-/* Copy the page at @source to the guest_memfd behind @gfn. */
+/*
+ * Copy the page at @source to the guest_memfd behind @gfn.  0 if the page is not
+ * present: with slots_lock held it is not waited for.
+ */
 long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 {
 	struct kvm *kvm = vcpu->kvm;
@@ -351,10 +383,8 @@ long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 		return -EFAULT;
 	}
 
-	/* Before kvm_gmem_populate(), which waits regardless of signals. */
-	r = get_source(source, 1, &from);
-	if (r < 0)
-		return r;
+	if (get_user_pages_unlocked(source, 1, &from, FOLL_NOWAIT) != 1)
+		return 0;
 
 	r = kvm_gmem_populate(kvm, gfn, (void __user *)(unsigned long)source,
 			      1, false, copy_to_gmem, NULL);

@@ -207,6 +207,21 @@ impl<'vm> SlotsLocked<'vm> {
         this
     }
 
+    /// Takes `slots_lock`, and so waits for the update that is under way. Fails if a signal comes first.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::lock`]. The current task is in no read section of the VM's SRCU.
+    pub(crate) unsafe fn lock_interruptible(kvm: NonNull<bindings::kvm>) -> Result<Self> {
+        // SAFETY: The VM is alive by the caller's promise, and the lock is held from here on.
+        let mut this = unsafe {
+            to_result(bindings::kvm_memory_lock_slots_interruptible(kvm.as_ptr()))?;
+            Self::assume_locked(kvm)
+        };
+        this.unlock = true;
+        Ok(this)
+    }
+
     /// Stands for a lock that the caller took.
     ///
     /// # Safety
@@ -403,20 +418,6 @@ impl check::View for SlotsLocked<'_> {
         })
         .is_ok()
     }
-}
-
-/// Waits until the memslot update that is under way, if any, is over. Fails if a signal comes first.
-///
-/// # Safety
-///
-/// `kvm` points to a live VM, and the current task is in no read section of its SRCU.
-pub(crate) unsafe fn wait_for_slots_lock(kvm: NonNull<bindings::kvm>) -> Result {
-    // SAFETY: The VM is alive by the caller's promise; the lock is dropped if it was taken.
-    unsafe {
-        to_result(bindings::kvm_memory_lock_slots_interruptible(kvm.as_ptr()))?;
-        bindings::mutex_unlock(addr_of_mut!((*kvm.as_ptr()).slots_lock));
-    }
-    Ok(())
 }
 
 /// A VM whose `slots_lock` and `slots_arch_lock` are held.

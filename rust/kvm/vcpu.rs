@@ -6,7 +6,7 @@
 //! `kvm->slots_lock` as well, which is taken before.
 
 use crate::populate::{Attempt, Populate, Section};
-use crate::slots::{wait_for_slots_lock, SlotsLocked};
+use crate::slots::SlotsLocked;
 use crate::types::{Gfn, GfnRange, Hva};
 use core::marker::PhantomData;
 use core::ptr::NonNull;
@@ -116,18 +116,24 @@ impl Populate for Populator<'_> {
     where
         Self: 's;
 
-    fn section(&mut self, gfns: GfnRange) -> Result<SrcuSection<'_>> {
+    fn section(&mut self, gfns: GfnRange, source: Option<Hva>) -> Result<SrcuSection<'_>> {
+        let npages = (gfns.end.0 - gfns.start.0) as usize;
         if kernel::current!().signal_pending() {
             return Err(EINTR);
         }
         // SAFETY: No lock is held that forbids to sleep.
         unsafe { bindings::kvm_memory_cond_resched() };
-        let slots = if self.fill && self.flags.is_private() {
-            // SAFETY: The VM of a live vCPU is alive.
-            Some(unsafe { SlotsLocked::lock(self.vcpu.kvm()?) })
-        } else {
-            None
-        };
+        let (mut slots, mut source_error) = (None, None);
+        if let (Some(source), true) = (source, self.flags.is_private()) {
+            // Whoever waits for memory is not to hold slots_lock.
+            // SAFETY: The source is not trusted.
+            match to_result(unsafe { bindings::kvm_memory_fault_in_source(source.0, npages) }) {
+                Err(error) if error == EINTR => return Err(EINTR),
+                result => source_error = result.err(),
+            }
+            // SAFETY: The VM of a live vCPU is alive, and the current task in no read section.
+            slots = Some(unsafe { SlotsLocked::lock_interruptible(self.vcpu.kvm()?)? });
+        }
         let vcpu = self.vcpu.as_ptr();
         // SAFETY: The vCPU is alive, and in no read section.
         unsafe { bindings::kvm_memory_srcu_lock(vcpu) };
@@ -136,9 +142,9 @@ impl Populate for Populator<'_> {
             vcpu: self.vcpu,
             flags: self.flags,
             slots,
+            source_error,
         };
         if !self.flags.is_private() {
-            let npages = (gfns.end.0 - gfns.start.0) as usize;
             let write = self.fill || self.flags.is_write();
             // SAFETY: The vCPU is alive, and memslots may be read.
             unsafe { bindings::kvm_memory_fault_in(vcpu, gfns.start.0, npages, write) };
@@ -148,7 +154,7 @@ impl Populate for Populator<'_> {
 
     fn wait_for_update(&mut self) -> Result {
         // SAFETY: The VM of a live vCPU is alive, and the current task in no read section.
-        unsafe { wait_for_slots_lock(self.vcpu.kvm()?) }
+        unsafe { SlotsLocked::lock_interruptible(self.vcpu.kvm()?) }.map(drop)
     }
 }
 
@@ -162,6 +168,8 @@ pub(crate) struct SrcuSection<'a> {
     vcpu: &'a LoadedVcpu<'a>,
     flags: MappingFlags,
     slots: Option<SlotsLocked<'a>>,
+    /// Why what private memory is to be filled from is not present, if that is known.
+    source_error: Option<Error>,
 }
 
 impl SrcuSection<'_> {
@@ -202,7 +210,10 @@ impl Section for SrcuSection<'_> {
                 bindings::kvm_memory_fill(vcpu, gfn.0, source.0, npages as usize)
             }
         };
-        attempt(filled)
+        match (attempt(filled)?, self.source_error.take()) {
+            (Attempt::Retry, Some(error)) => Err(error),
+            (attempt, _) => Ok(attempt),
+        }
     }
 
     fn map(&mut self, gfn: Gfn, npages: u64) -> Result<Attempt> {

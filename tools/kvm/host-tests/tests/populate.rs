@@ -185,11 +185,13 @@ impl Populate for Guest {
     type Error = Error;
     type Section<'s> = Lasting<'s>;
 
-    fn section(&mut self, gfns: GfnRange) -> Result<Lasting<'_>, Error> {
+    fn section(&mut self, gfns: GfnRange, source: Option<Hva>) -> Result<Lasting<'_>, Error> {
         assert!(!self.in_section, "sections do not nest");
         assert!((1..=SECTION_STEPS).contains(&(gfns.end.0 - gfns.start.0)));
         assert!(gfns.end.0 <= self.base + self.frames.len() as u64);
         assert!(!self.updating, "the update is waited for first");
+        let from = |from| from + (gfns.start.0 - self.base) * PAGE;
+        assert_eq!(source.map(|source| source.0), self.source.map(from));
         if due(self.script.sections.front_mut()) {
             self.script.sections.pop_front();
             return Err(Error::Signal);
