@@ -24,7 +24,9 @@
 #define NR_PAGES	256
 #define LOG		KVM_MEM_LOG_DIRTY_PAGES
 
-#define NR_WRITERS	2
+#define NR_WRITERS	3
+/* Where what KVM is to write comes from. */
+#define IO_PORT		0x2000
 #define NR_ROUNDS	60
 #define MAX_PIECES	6
 #define FIRST_ID	10
@@ -53,16 +55,24 @@ static void guest_code(void)
 	}
 }
 
-/* Writes to random pages and notes, outside of the logged slots, what it wrote. */
+/*
+ * Writes to random pages and notes, outside of the logged slots, what it wrote.
+ * The last of the writers has KVM write.
+ */
 static void guest_writer(int id)
 {
 	struct kvm_random_state rng = new_kvm_random_state(id + 1);
-	u64 n;
+	u64 n, *to;
 	int i;
 
 	for (n = 1; !READ_ONCE(guest_stop); n++) {
 		i = kvm_random_u32(&rng) % NR_PAGES;
-		WRITE_ONCE(((u64 *)(WINDOW_GPA + i * PAGE_SIZE))[id], n);
+		to = &((u64 *)(WINDOW_GPA + i * PAGE_SIZE))[id];
+		if (id < NR_WRITERS - 1)
+			WRITE_ONCE(*to, n);
+		else
+			asm volatile("insl" : "+D"(to)
+				     : "d"((u16)IO_PORT) : "memory");
 		guest_wrote[id][i] = n;
 	}
 	GUEST_DONE();
@@ -503,9 +513,16 @@ static void copy_dirty(int round, const struct pieces *p, u8 *copy)
 static void *vcpu_worker(void *arg)
 {
 	struct kvm_vcpu *vcpu = arg;
+	struct kvm_run *run = vcpu->run;
 	struct ucall uc;
+	u32 n = 1;
 
-	vcpu_run(vcpu);
+	for (;;) {
+		vcpu_run(vcpu);
+		if (run->exit_reason != KVM_EXIT_IO || run->io.port != IO_PORT)
+			break;
+		*(u32 *)((u8 *)run + run->io.data_offset) = n++;
+	}
 	switch (get_ucall(vcpu, &uc)) {
 	case UCALL_DONE:
 		break;

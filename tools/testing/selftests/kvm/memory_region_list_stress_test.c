@@ -12,7 +12,8 @@
  *  - with single ioctls while all vCPUs are paused;
  *  - with KVM_SET_USER_MEMORY_REGION_LIST.
  *
- * All the time, KVM_MAP_MEMORY populates this memory through another vCPU.
+ * All the time, KVM_MAP_MEMORY populates this memory through another vCPU.  Beside
+ * lists, fork() write-protects it, which takes it out of KVM's page tables.
  */
 #include <fcntl.h>
 #include <getopt.h>
@@ -25,6 +26,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 
 #include <asm/kvm_para.h>
@@ -287,6 +289,8 @@ struct populater {
 
 static int nr_iterations = DEFAULT_ITERATIONS;
 static bool has_populater;
+static pthread_t forker;
+static bool has_forker, forker_stop;
 static struct populater populater;
 static struct worker workers[MAX_VCPUS];
 static int nr_workers;
@@ -521,6 +525,22 @@ static void *populate(void *unused)
 	return NULL;
 }
 
+/* Has the host take its pages away from the guest, over and over. */
+static void *fork_children(void *unused)
+{
+	pid_t pid;
+
+	while (!READ_ONCE(forker_stop)) {
+		pid = fork();
+		TEST_ASSERT(pid >= 0, "fork() failed, errno %d", errno);
+		if (!pid)
+			_exit(0);
+		waitpid(pid, NULL, 0);
+		usleep(20000);
+	}
+	return NULL;
+}
+
 static void set_up_populater(struct kvm_vcpu *vcpu, bool may_miss)
 {
 	struct userspace_mem_region *region = memslot2region(vm, 0);
@@ -545,6 +565,8 @@ static void start_guest(enum form form, void *guest_code, int nr_vcpus,
 	nr_workers = nr_vcpus;
 	vm = vm_create_with_vcpus(nr_vcpus + 1, guest_code, vcpus);
 	set_up_populater(vcpus[nr_vcpus], form != LIST);
+	has_forker = form == LIST;
+	forker_stop = false;
 	virt_map(vm, MMIO_GPA, MMIO_GPA, 1);
 	virt_map(vm, SWITCH_GPA, SWITCH_GPA, SWITCH_PAGES);
 	if (!zap_all)
@@ -572,6 +594,8 @@ static void run_guest(void)
 				   &workers[i]);
 	if (has_populater)
 		kvm_pthread_create(&populater.thread, NULL, populate, NULL);
+	if (has_forker)
+		kvm_pthread_create(&forker, NULL, fork_children, NULL);
 }
 
 /* The number of vCPUs that died. */
@@ -581,6 +605,10 @@ static int stop_guest(void)
 	struct worker *w;
 	int nr_dead = 0;
 
+	if (has_forker) {
+		WRITE_ONCE(forker_stop, true);
+		kvm_pthread_join(forker, NULL);
+	}
 	if (has_populater) {
 		WRITE_ONCE(populater.stop, true);
 		kvm_pthread_join(populater.thread, NULL);
