@@ -204,28 +204,39 @@ void kvm_memory_fault_in(struct kvm_vcpu *vcpu, gfn_t gfn, unsigned long npages,
 		put_page(pages[--n]);
 }
 
-/* Get up to @npages pages, but not none; wait for them as a vCPU does. */
-static long get_source(u64 source, unsigned long npages, struct page **pages)
-{
-	long n = get_user_pages_unlocked(source, npages, pages,
-					 FOLL_INTERRUPTIBLE);
-
-	if (n > 0 || n == -EINTR || n == -ENOMEM)
-		return n;
-	return -EFAULT;
-}
-
-/* Have the memory at @source present, at least the first page. */
+/*
+ * Have the memory at @source present, and wait for it as a vCPU does.  Outside
+ * of SRCU, so that no memslot update waits as well.
+ */
 int kvm_memory_fault_in_source(u64 source, unsigned long npages)
 {
 	struct page *pages[FILL_MAX];
 	long n;
 
-	n = get_source(source, min(npages, ARRAY_SIZE(pages)), pages);
-	if (n < 0)
+	npages = min(npages, ARRAY_SIZE(pages));
+
+	/* Where the first page is present, the others are likely to be. */
+	n = get_user_pages_fast_only(source, 1, 0, pages);
+	if (n != 1)
+		n = get_user_pages_unlocked(source, npages, pages,
+					    FOLL_INTERRUPTIBLE);
+	if (n == -EINTR || n == -ENOMEM)
 		return n;
+	if (n <= 0)
+		return -EFAULT;
+
 	release_pages(pages, n);
 	return 0;
+}
+
+/* The page at @source, if it is present. */
+static struct page *get_source(u64 source)
+{
+	struct page *page;
+
+	if (get_user_pages_unlocked(source, 1, &page, FOLL_NOWAIT) != 1)
+		return NULL;
+	return page;
 }
 
 /* Where both are the same, a guest may be writing, and nothing is to be done. */
@@ -273,7 +284,8 @@ static long fill_present(struct kvm *kvm, struct kvm_memory_slot *slot,
 
 /*
  * Copy up to @npages pages from @source to @gfn and what follows it, which then
- * are dirty; or leave @gfn as it is, hence no copy_from_user().
+ * are dirty; or leave @gfn as it is, hence no copy_from_user().  0 if the source
+ * is not present.
  */
 long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 		     unsigned long npages)
@@ -282,7 +294,8 @@ long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 	struct kvm_host_map map = {};
 	struct kvm *kvm = vcpu->kvm;
 	struct page *from, *to;
-	long n, r;
+	bool pinned;
+	long r;
 
 	if (!slot || slot->id >= KVM_USER_MEM_SLOTS)
 		return -ENOENT;
@@ -300,44 +313,40 @@ long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 	/* What is to be looked at page by page: attributes, and the ring. */
 	if (kvm_arch_has_private_mem(kvm) || kvm->dirty_ring_size)
 		npages = 1;
-	npages = min3(npages, slot->npages - (gfn - slot->base_gfn),
-		      FILL_MAX);
+	npages = min3(npages, slot->npages - (gfn - slot->base_gfn), FILL_MAX);
 
 	r = fill_present(kvm, slot, gfn, source, npages);
 	if (r)
 		return r;
 
-	/* Have them present, here and there. */
-	r = kvm_memory_fault_in_source(source, npages);
-	if (r)
-		return r;
+	/* Do not wait for the guest's page if the source is what is missing. */
+	from = get_source(source);
+	if (!from)
+		return 0;
+	put_page(from);
+
 	kvm_memory_fault_in(vcpu, gfn, npages, true);
 	r = fill_present(kvm, slot, gfn, source, npages);
 	if (r)
 		return r;
 
 	/* Unlike kvm_vcpu_map(), a vCPU does not wait longer than to a signal. */
-	n = pin_user_pages_unlocked(__gfn_to_hva_memslot(slot, gfn), 1, &to,
+	r = pin_user_pages_unlocked(__gfn_to_hva_memslot(slot, gfn), 1, &to,
 				    FOLL_WRITE | FOLL_INTERRUPTIBLE);
-	if (n == -EINTR)
-		return n;
-
-	r = get_source(source, 1, &from);
-	if (n == 1) {
-		if (r == 1) {
-			copy_contents(to, from);
-			mark_page_dirty_in_slot(kvm, slot, gfn);
-			put_page(from);
-		}
-		unpin_user_pages_dirty_lock(&to, 1, r == 1);
+	if (r == -EINTR)
 		return r;
-	}
-	if (r < 0)
-		return r;
+	pinned = r == 1;
 
-	/* Not a page, or find out what is wrong with it. */
-	r = kvm_vcpu_map(vcpu, gfn, &map);
-	if (!r) {
+	/* Only now, as in fill_present(). */
+	from = get_source(source);
+	if (!from) {
+		r = 0;
+	} else if (pinned) {
+		copy_contents(to, from);
+		mark_page_dirty_in_slot(kvm, slot, gfn);
+		r = 1;
+	} else if (!kvm_vcpu_map(vcpu, gfn, &map)) {
+		/* It is not made of pages. */
 		memcpy_from_page(map.hva, from, 0, PAGE_SIZE);
 		kvm_vcpu_unmap(vcpu, &map);
 		r = 1;
@@ -348,7 +357,11 @@ long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 	} else {
 		r = -EFAULT;
 	}
-	put_page(from);
+
+	if (pinned)
+		unpin_user_pages_dirty_lock(&to, 1, r == 1);
+	if (from)
+		put_page(from);
 	return r;
 }
 
@@ -360,10 +373,7 @@ static int copy_to_gmem(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
 	return 0;
 }
 
-/*
- * Copy the page at @source to the guest_memfd behind @gfn.  0 if the page is not
- * present: with slots_lock held it is not waited for.
- */
+/* The same for private memory, which is one page of guest_memfd at a time. */
 long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 {
 	struct kvm *kvm = vcpu->kvm;
@@ -383,7 +393,8 @@ long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 		return -EFAULT;
 	}
 
-	if (get_user_pages_unlocked(source, 1, &from, FOLL_NOWAIT) != 1)
+	from = get_source(source);
+	if (!from)
 		return 0;
 
 	r = kvm_gmem_populate(kvm, gfn, (void __user *)(unsigned long)source,

@@ -123,17 +123,20 @@ impl Populate for Populator<'_> {
         }
         // SAFETY: No lock is held that forbids to sleep.
         unsafe { bindings::kvm_memory_cond_resched() };
-        let (mut slots, mut source_error) = (None, None);
-        if let (Some(source), true) = (source, self.flags.is_private()) {
-            // Whoever waits for memory is not to hold slots_lock.
-            // SAFETY: The source is not trusted.
+        let mut source_error = None;
+        if let Some(source) = source {
+            // SAFETY: The source is not trusted, and no lock is held.
             match to_result(unsafe { bindings::kvm_memory_fault_in_source(source.0, npages) }) {
                 Err(error) if error == EINTR => return Err(EINTR),
                 result => source_error = result.err(),
             }
-            // SAFETY: The VM of a live vCPU is alive, and the current task in no read section.
-            slots = Some(unsafe { SlotsLocked::lock_interruptible(self.vcpu.kvm()?)? });
         }
+        let slots = if self.fill && self.flags.is_private() {
+            // SAFETY: The VM of a live vCPU is alive, and the current task in no read section.
+            Some(unsafe { SlotsLocked::lock_interruptible(self.vcpu.kvm()?)? })
+        } else {
+            None
+        };
         let vcpu = self.vcpu.as_ptr();
         // SAFETY: The vCPU is alive, and in no read section.
         unsafe { bindings::kvm_memory_srcu_lock(vcpu) };
@@ -168,7 +171,7 @@ pub(crate) struct SrcuSection<'a> {
     vcpu: &'a LoadedVcpu<'a>,
     flags: MappingFlags,
     slots: Option<SlotsLocked<'a>>,
-    /// Why what private memory is to be filled from is not present, if that is known.
+    /// Why the first page of the source is not present, if it is not.
     source_error: Option<Error>,
 }
 

@@ -2300,26 +2300,37 @@ TEST_F_TIMEOUT(race, source_is_the_memory, 60)
 
 static void update_memslots(void)
 {
-	list(region_set(OTHER_SLOT, 0, ELSEWHERE_GPA, PAGE_SIZE, private_mem));
+	list(region_set(OTHER_SLOT, 0, ELSEWHERE_GPA, PAGE_SIZE, uffd_mem));
 	list(region_delete(OTHER_SLOT));
 	count_update();
 }
 
-/* It is not memslots that wait for the source. */
-TEST_F(private, source_not_present)
+/* Memslots can be updated while the source is waited for. */
+static void map_from_missing(u64 flags)
 {
-	void *source = new_mem(PRIVATE_PAGES);
 	struct uffd_desc *uffd;
 
-	set_private(0, PRIVATE_PAGES);
 	nr_updates = 0;
 	uffd_hook = update_memslots;
-	uffd = start_uffd(source, PRIVATE_PAGES, 1);
-	map(0, PRIVATE_PAGES, PRIVATE | WRITE, source);
+	uffd = start_uffd(new_mem(PRIVATE_PAGES), PRIVATE_PAGES, 1);
+	map(0, PRIVATE_PAGES, flags, uffd_mem);
 	uffd_stop_demand_paging(uffd);
 	uffd_hook = NULL;
 	TEST_ASSERT_EQ(nr_updates, PRIVATE_PAGES);
 	guest_sees(0, PRIVATE_PAGES, 1);
+}
+
+TEST_F(map, source_not_present)
+{
+	set_slot(SLOT, 0, 0, PRIVATE_PAGES, new_mem(PRIVATE_PAGES));
+	map_from_missing(WRITE);
+}
+
+TEST_F(private, source_not_present)
+{
+	map_from_missing(WRITE);
+	set_private(0, PRIVATE_PAGES);
+	map_from_missing(PRIVATE | WRITE);
 }
 
 static int source_round, source_delay;
