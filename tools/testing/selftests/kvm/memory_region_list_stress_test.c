@@ -34,8 +34,10 @@
 #include <linux/sizes.h>
 #include <linux/userfaultfd.h>
 
+#include "hyperv.h"
 #include "kvm_util.h"
 #include "memory_region_list.h"
+#include "nested_guest.h"
 #include "processor.h"
 #include "test_util.h"
 #include "ucall_common.h"
@@ -55,6 +57,7 @@
 #define WAIT_GVA(id)		(SWITCH_GPA + (id) * SZ_2M)
 #define TABLE_GPA		(SWITCH_GPA + SZ_1M)
 #define TABLE_SLOT		21
+#define TABLE_GVA		0x140000000ul
 
 #define PIO_PORT		0x2000
 #define STRING_PORT		0x2004
@@ -236,9 +239,20 @@ static void guest_emulated_writer(int id)
 	GUEST_DONE();
 }
 
-static void guest_wait(int id)
+static void guest_wait(gva_t gva)
 {
-	READ_ONCE(*(u64 *)WAIT_GVA(id));
+	WRITE_ONCE(*(u64 *)gva, 1);
+	GUEST_DONE();
+}
+
+static void l2_guest_code(void)
+{
+	vmcall();
+}
+
+static void l1_guest_code(void *data)
+{
+	run_nested_guest(data, l2_guest_code);
 	GUEST_DONE();
 }
 
@@ -585,7 +599,7 @@ static void start_guest(enum form form, void *guest_code, int nr_vcpus,
 	}
 }
 
-static void run_guest(void)
+static void run_vcpus(void)
 {
 	int i;
 
@@ -804,7 +818,7 @@ static bool reshape(enum form form, const struct guest *guest, int nr_vcpus,
 	pages = region->region.memory_size / PAGE_SIZE;
 	old.nr = 0;
 	add_piece(&old, 0, 0, pages);
-	run_guest();
+	run_vcpus();
 
 	for (i = 0; i < nr_iterations; i++) {
 		if (!wait_for_passes()) {
@@ -863,7 +877,7 @@ static bool switch_memory(const struct guest *writer, bool zap_all)
 		mem[i] = kvm_mmap(size, PROT_READ | PROT_WRITE,
 				  MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	vm_set_user_memory_region(vm, SWITCH_SLOT, 0, SWITCH_GPA, size, mem[0]);
-	run_guest();
+	run_vcpus();
 
 	for (i = 0; good && i < nr_iterations; i++) {
 		old = i % 2;
@@ -906,51 +920,59 @@ static bool switch_memory(const struct guest *writer, bool zap_all)
 	return good;
 }
 
-/* Has the page table for @gva in a slot of its own. */
-static void move_page_table(gva_t gva)
+/* The entry for @gva in the guest's page table of @level. */
+static u64 *table_entry(gva_t gva, int level)
 {
 	const int entries = PAGE_SIZE / sizeof(u64);
-	u64 *table, *entry = NULL, *new;
-	int level, shift;
+	u64 *entry = &vm->mmu.pgd;
+	int l;
 
-	table = addr_gpa2hva(vm, vm->mmu.pgd);
-	for (level = vm->mmu.pgtable_levels; level > 1; level--) {
-		shift = PAGE_SHIFT + (level - 1) * 9;
-		entry = &table[(gva >> shift) % entries];
-		table = addr_gpa2hva(vm, *entry & PHYSICAL_PAGE_MASK);
-	}
-
-	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, TABLE_GPA,
-				    TABLE_SLOT, 1, 0);
-	new = addr_gpa2hva(vm, TABLE_GPA);
-	memcpy(new, table, PAGE_SIZE);
-	*entry = TABLE_GPA | (*entry & ~PHYSICAL_PAGE_MASK);
+	for (l = vm->mmu.pgtable_levels; l >= level; l--)
+		entry = (u64 *)addr_gpa2hva(vm, *entry & PHYSICAL_PAGE_MASK) +
+			(gva >> (PAGE_SHIFT + (l - 1) * 9)) % entries;
+	return entry;
 }
 
-static pid_t deleter_tid;
-static const struct region_entry *deletion;
-
-static void *delete_thread(void *unused)
+static void point_to(u64 *entry, gpa_t table)
 {
-	WRITE_ONCE(deleter_tid, syscall(__NR_gettid));
-	TEST_ASSERT(!__vm_set_region_list(vm, 1, deletion),
-		    "Deletion failed, errno %d", errno);
+	*entry = table | (*entry & ~PHYSICAL_PAGE_MASK);
+}
+
+static void *page_of(void *p)
+{
+	return (void *)((uintptr_t)p & PAGE_MASK);
+}
+
+static void set_slot(u32 slot, u32 flags, gpa_t gpa, void *page)
+{
+	vm_set_user_memory_region(vm, slot, flags, gpa, PAGE_SIZE, page);
+}
+
+static struct region_entry updates[3];
+static int nr_updates;
+static pid_t updater_tid;
+
+static void *update_thread(void *unused)
+{
+	WRITE_ONCE(updater_tid, syscall(__NR_gettid));
+	TEST_ASSERT(!__vm_set_region_list(vm, nr_updates, updates),
+		    "Update failed, errno %d", errno);
 	return NULL;
 }
 
 /* Waits for that thread to wait for the readers of a list. */
-static bool deleter_waits(u64 swaps)
+static bool updater_waits(u64 swaps)
 {
 	char name[64], buf[128];
 	int fd, i;
 
 	for (i = 0; i < 10000; i++, usleep(1000)) {
-		if (!READ_ONCE(deleter_tid) ||
+		if (!READ_ONCE(updater_tid) ||
 		    vm_get_stat(vm, memslot_swaps) != swaps)
 			continue;
 		memset(buf, 0, sizeof(buf));
 		snprintf(name, sizeof(name), "/proc/self/task/%d/wchan",
-			 deleter_tid);
+			 updater_tid);
 		fd = open(name, O_RDONLY);
 		TEST_ASSERT(fd >= 0 && read(fd, buf, sizeof(buf) - 1) > 0,
 			    "Cannot read %s, errno %d", name, errno);
@@ -971,80 +993,261 @@ static void await_fault(int uffd)
 		    "No fault, errno %d", errno);
 }
 
-static void resolve_fault(int uffd, void *page)
+static u8 zeros[PAGE_SIZE];
+
+static void resolve_fault(int uffd, void *page, void *contents)
 {
-	struct uffdio_zeropage zeropage = {
-		.range = { .start = (uintptr_t)page, .len = PAGE_SIZE },
+	/* Not the zero page, which a write would replace at once. */
+	struct uffdio_copy copy = {
+		.dst = (uintptr_t)page,
+		.src = (uintptr_t)contents,
+		.len = PAGE_SIZE,
 	};
 
-	TEST_ASSERT(!ioctl(uffd, UFFDIO_ZEROPAGE, &zeropage),
-		    "UFFDIO_ZEROPAGE failed, errno %d", errno);
+	TEST_ASSERT(!ioctl(uffd, UFFDIO_COPY, &copy),
+		    "UFFDIO_COPY failed, errno %d", errno);
 }
 
-/*
- * A vCPU has walked through a page table in a slot that is being deleted, and
- * waits for the page that it has found there.  When it goes on the slot is
- * gone, and so KVM must not shadow the page table.
- *
- * Another vCPU that waits for a page holds up the deletion between its swaps.
- */
-static bool delete_page_table(bool zap_all)
+/* A VM of two vCPUs, and two pages at SWITCH_GPA that are not present. */
+static int create_waiting_guest(bool zap_all, u8 **mem)
 {
-	const struct region_entry entry = region_delete(TABLE_SLOT);
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
 	struct uffdio_api api = { .api = UFFD_API };
-	pthread_t deleter;
-	bool good;
-	u64 swaps;
-	u8 *mem;
 	int uffd, i;
 
 	start_guest(LIST, guest_wait, 2, zap_all);
-	mem = kvm_mmap(2 * PAGE_SIZE, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	*mem = kvm_mmap(2 * PAGE_SIZE, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	vm_set_user_memory_region(vm, SWITCH_SLOT, 0, SWITCH_GPA, 2 * PAGE_SIZE,
-				  mem);
+				  *mem);
 	virt_map(vm, WAIT_GVA(1), SWITCH_GPA + PAGE_SIZE, 1);
-	move_page_table(WAIT_GVA(1));
+	for (i = 0; i < 2; i++)
+		vcpu_args_set(workers[i].vcpu, 1, WAIT_GVA(i));
 
 	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
 	TEST_ASSERT(uffd >= 0, "No userfaultfd, errno %d", errno);
-	reg.range.start = (uintptr_t)mem;
+	reg.range.start = (uintptr_t)*mem;
 	reg.range.len = 2 * PAGE_SIZE;
 	TEST_ASSERT(!ioctl(uffd, UFFDIO_API, &api) &&
 		    !ioctl(uffd, UFFDIO_REGISTER, &reg),
 		    "Cannot set up userfaultfd, errno %d", errno);
+	return uffd;
+}
 
-	swaps = vm_get_stat(vm, memslot_swaps);
-	deletion = &entry;
-	deleter_tid = 0;
-	for (i = 0; i < 2; i++) {
-		kvm_pthread_create(&workers[i].thread, NULL, vcpu_worker,
-				   &workers[i]);
-		await_fault(uffd);
-		if (i)
-			break;
-		kvm_pthread_create(&deleter, NULL, delete_thread, NULL);
-		good = deleter_waits(swaps);
-		/* A reader that begins right now may still be waited for. */
-		usleep(100000);
+/*
+ * Has @code begin when the update is between its swaps, wait for the second of the
+ * two pages, and go on with @contents in it when the second swap has been made.
+ *
+ * What holds the update up between its swaps is vCPU 0, which waits for the first
+ * of the pages.  False if it does not end like this.
+ */
+static bool run_between_swaps(int uffd, u8 *mem, void *contents,
+			      void *(*code)(void *), void *arg)
+{
+	u64 swaps = vm_get_stat(vm, memslot_swaps);
+	struct timespec deadline;
+	pthread_t updater, thread;
+	bool good;
+
+	kvm_pthread_create(&workers[0].thread, NULL, vcpu_worker, &workers[0]);
+	await_fault(uffd);
+
+	updater_tid = 0;
+	kvm_pthread_create(&updater, NULL, update_thread, NULL);
+	good = updater_waits(swaps);
+	/* A reader that begins right now may still be waited for. */
+	usleep(100000);
+	kvm_pthread_create(&thread, NULL, code, arg);
+	await_fault(uffd);
+
+	resolve_fault(uffd, mem, zeros);
+	good &= updater_waits(swaps + 1);
+	resolve_fault(uffd, mem + PAGE_SIZE, contents);
+
+	clock_gettime(CLOCK_REALTIME, &deadline);
+	deadline.tv_sec += 20;
+	if (pthread_timedjoin_np(thread, NULL, &deadline)) {
+		ksft_print_msg("stuck\n");
+		good = false;
+		pthread_kill(thread, SIG_IPI);
+		kvm_pthread_join(thread, NULL);
 	}
-	resolve_fault(uffd, mem);
-	good &= deleter_waits(swaps + 1);
-	resolve_fault(uffd, mem + PAGE_SIZE);
+	kvm_pthread_join(updater, NULL);
+	kvm_pthread_join(workers[0].thread, NULL);
+	return good && !workers[0].death[0];
+}
 
-	kvm_pthread_join(deleter, NULL);
-	for (i = 0; i < 2; i++)
-		kvm_pthread_join(workers[i].thread, NULL);
-	/* Without its page table. */
-	good &= !workers[0].death[0] && workers[1].death[0];
-	if (!good)
-		ksft_print_msg("vCPUs ended with '%s', '%s'\n",
-			       workers[0].death, workers[1].death);
-
+static void free_waiting_guest(int uffd, u8 *mem)
+{
 	close(uffd);
 	kvm_vm_free(vm);
 	kvm_munmap(mem, 2 * PAGE_SIZE);
+}
+
+/*
+ * A vCPU has walked through a page table in a slot that is being deleted.  When
+ * it goes on the slot is gone, and so KVM must not shadow the page table.
+ */
+static bool delete_page_table(bool zap_all)
+{
+	const gva_t gva = WAIT_GVA(1);
+	u8 *mem, *table;
+	bool good;
+	int uffd;
+
+	uffd = create_waiting_guest(zap_all, &mem);
+	table = kvm_mmap(PAGE_SIZE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	memcpy(table, page_of(table_entry(gva, 1)), PAGE_SIZE);
+	point_to(table_entry(gva, 2), TABLE_GPA);
+	set_slot(TABLE_SLOT, 0, TABLE_GPA, table);
+
+	nr_updates = 1;
+	updates[0] = region_delete(TABLE_SLOT);
+	good = run_between_swaps(uffd, mem, zeros, vcpu_worker, &workers[1]);
+	/* Without its page table. */
+	good &= !!workers[1].death[0];
+	free_waiting_guest(uffd, mem);
+	kvm_munmap(table, PAGE_SIZE);
+	return good;
+}
+
+/*
+ * A vCPU reads a page table in a slot that is being replaced.  The page table that
+ * its entry names is gone after that, but what comes in its place names another.
+ */
+static bool replace_page_tables(bool zap_all)
+{
+	static u8 old_directory[PAGE_SIZE] __aligned(PAGE_SIZE);
+	static u8 directory[PAGE_SIZE] __aligned(PAGE_SIZE);
+	static u8 old_table[PAGE_SIZE] __aligned(PAGE_SIZE);
+	const gva_t gva = TABLE_GVA;
+	u64 *pde;
+	bool good;
+	u8 *mem;
+	int uffd;
+
+	uffd = create_waiting_guest(zap_all, &mem);
+	virt_map(vm, gva, populater.scratch_gpa, 1);
+	vcpu_args_set(workers[1].vcpu, 1, gva);
+
+	memcpy(old_table, page_of(table_entry(gva, 1)), PAGE_SIZE);
+	pde = table_entry(gva, 2);
+	memcpy(directory, page_of(pde), PAGE_SIZE);
+	point_to(pde, TABLE_GPA + PAGE_SIZE);
+	memcpy(old_directory, page_of(pde), PAGE_SIZE);
+	point_to(table_entry(gva, 3), TABLE_GPA);
+	set_slot(TABLE_SLOT, 0, TABLE_GPA, mem + PAGE_SIZE);
+	set_slot(TABLE_SLOT + 1, 0, TABLE_GPA + PAGE_SIZE, old_table);
+
+	nr_updates = 3;
+	updates[0] = region_delete(TABLE_SLOT);
+	updates[1] = region_delete(TABLE_SLOT + 1);
+	updates[2] = region_set(TABLE_SLOT + 2, 0, TABLE_GPA, PAGE_SIZE, directory);
+	good = run_between_swaps(uffd, mem, old_directory, vcpu_worker, &workers[1]);
+	if (workers[1].death[0])
+		ksft_print_msg("vCPU 1 died: %s\n", workers[1].death);
+	good &= !workers[1].death[0];
+	free_waiting_guest(uffd, mem);
+	return good;
+}
+
+static void *set_vp_assist_page(void *unused)
+{
+	/* Fails in the end: for KVM's further accesses there is no slot. */
+	_vcpu_set_msr(workers[1].vcpu, HV_X64_MSR_VP_ASSIST_PAGE,
+		      TABLE_GPA | HV_X64_MSR_VP_ASSIST_PAGE_ENABLE);
+	return NULL;
+}
+
+/* KVM writes to a slot that is being moved: the log that moves along has it. */
+static bool move_logged_slot(bool zap_all)
+{
+	unsigned long log = 0;
+	bool good;
+	u8 *mem;
+	int uffd;
+
+	uffd = create_waiting_guest(zap_all, &mem);
+	set_slot(TABLE_SLOT, KVM_MEM_LOG_DIRTY_PAGES, TABLE_GPA, mem + PAGE_SIZE);
+	nr_updates = 1;
+	updates[0] = region_set(TABLE_SLOT, KVM_MEM_LOG_DIRTY_PAGES, PARK_GPA,
+				PAGE_SIZE, mem + PAGE_SIZE);
+	good = run_between_swaps(uffd, mem, zeros, set_vp_assist_page, NULL);
+	kvm_vm_get_dirty_log(vm, TABLE_SLOT, &log);
+	if (log != 1)
+		ksft_print_msg("the log is 0x%lx\n", log);
+	free_waiting_guest(uffd, mem);
+	return good && log == 1;
+}
+
+static void *prefault(void *err)
+{
+	struct kvm_pre_fault_memory range = {
+		.gpa = SWITCH_GPA + PAGE_SIZE,
+		.size = PAGE_SIZE,
+	};
+
+	*(int *)err = __vcpu_ioctl(workers[1].vcpu, KVM_PRE_FAULT_MEMORY, &range) ?
+		      errno : 0;
+	return NULL;
+}
+
+/* The page tables that KVM_PRE_FAULT_MEMORY has begun with are obsolete. */
+static bool delete_beside_prefault(bool zap_all)
+{
+	int uffd, err = -1;
+	bool good;
+	u8 *mem;
+
+	uffd = create_waiting_guest(zap_all, &mem);
+	set_slot(TABLE_SLOT, 0, TABLE_GPA, mem);
+	nr_updates = 1;
+	updates[0] = region_delete(TABLE_SLOT);
+	good = run_between_swaps(uffd, mem, zeros, prefault, &err);
+	if (err)
+		ksft_print_msg("KVM_PRE_FAULT_MEMORY: errno %d\n", err);
+	free_waiting_guest(uffd, mem);
+	return good && !err;
+}
+
+/*
+ * A vCPU has found a slot whose flags change, and waits.  What the first shadow
+ * root of the VM gives to all slots in the lists, this one does not get any more.
+ */
+static bool change_flags_beside_first_shadow_root(bool zap_all)
+{
+	struct kvm_vcpu *nested;
+	pthread_t updater;
+	bool good;
+	u64 swaps;
+	u8 *mem;
+	int uffd;
+
+	uffd = create_waiting_guest(zap_all, &mem);
+	nested = vm_vcpu_add(vm, MAX_VCPUS, l1_guest_code);
+	vm_enable_tdp(vm);
+	vcpu_alloc_nested(vm, nested);
+	tdp_identity_map_default_memslots(vm);
+
+	swaps = vm_get_stat(vm, memslot_swaps);
+	kvm_pthread_create(&workers[0].thread, NULL, vcpu_worker, &workers[0]);
+	await_fault(uffd);
+	nr_updates = 1;
+	updates[0] = region_set(SWITCH_SLOT, KVM_MEM_LOG_DIRTY_PAGES, SWITCH_GPA,
+				2 * PAGE_SIZE, mem);
+	updater_tid = 0;
+	kvm_pthread_create(&updater, NULL, update_thread, NULL);
+	good = updater_waits(swaps);
+
+	vcpu_run(nested);
+	good &= get_ucall(nested, NULL) == UCALL_DONE;
+
+	resolve_fault(uffd, mem, zeros);
+	kvm_pthread_join(updater, NULL);
+	kvm_pthread_join(workers[0].thread, NULL);
+	good &= !workers[0].death[0];
+	free_waiting_guest(uffd, mem);
 	return good;
 }
 
@@ -1089,7 +1292,7 @@ int main(int argc, char *argv[])
 
 	ksft_print_header();
 	ksft_set_plan((quirks ? 2 : 1) *
-		      (2 * ARRAY_SIZE(guests) + ARRAY_SIZE(writers) + 1));
+		      (2 * ARRAY_SIZE(guests) + ARRAY_SIZE(writers) + 4));
 
 	for (zap_all = 1; zap_all >= (quirks ? 0 : 1); zap_all--) {
 		const char *quirk = zap_all ? "" : ", slot zap quirk disabled";
@@ -1109,12 +1312,27 @@ int main(int argc, char *argv[])
 					 "%s writer, another host address, list%s\n",
 					 writers[i].name, quirk);
 
+		ksft_test_result(move_logged_slot(zap_all),
+				 "KVM writes to a logged slot that moves%s\n", quirk);
+		if (kvm_is_tdp_enabled() && kvm_cpu_has_tdp())
+			ksft_test_result(change_flags_beside_first_shadow_root(zap_all),
+					 "flags change beside the first shadow root%s\n",
+					 quirk);
+		else
+			ksft_test_result_skip("no nested two-dimensional paging%s\n",
+					      quirk);
+		if (kvm_is_tdp_enabled())
+			ksft_test_result(delete_beside_prefault(zap_all),
+					 "deletion beside a prefault%s\n", quirk);
+		else
+			ksft_test_result(delete_page_table(zap_all),
+					 "deletion of a page table%s\n", quirk);
 		if (kvm_is_tdp_enabled())
 			ksft_test_result_skip("page tables are not shadowed%s\n",
 					      quirk);
 		else
-			ksft_test_result(delete_page_table(zap_all),
-					 "deletion of a page table%s\n", quirk);
+			ksft_test_result(replace_page_tables(zap_all),
+					 "replacement of page tables%s\n", quirk);
 	}
 
 	ksft_finished();
