@@ -22,10 +22,7 @@ REPORT+='|possible .* deadlock|inconsistent lock state|lock held when returning|
 spare=0
 # shellcheck disable=SC2054  # the commas are QEMU's
 case $ACCEL in
-tcg)
-	cpu=(-accel tcg,thread=multi -cpu EPYC,+svm,+npt)
-	spare=1
-	;;
+tcg) cpu=(-accel tcg,thread=multi -cpu EPYC,+svm,+npt) spare=1 ;;
 kvm)
 	[[ -w /dev/kvm ]] || die "ACCEL=kvm: no access to /dev/kvm"
 	grep -qsx '[Y1]' /sys/module/kvm_{amd,intel}/parameters/nested ||

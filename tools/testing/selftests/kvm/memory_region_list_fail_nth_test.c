@@ -11,7 +11,6 @@
  * Needs CONFIG_FAILSLAB, CONFIG_FAIL_PAGE_ALLOC, CONFIG_FAULT_INJECTION_DEBUG_FS.
  */
 #include <fcntl.h>
-#include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,8 +18,8 @@
 #include <sys/syscall.h>
 
 #include <linux/sizes.h>
-#include <linux/userfaultfd.h>
 
+#include "held_update.h"
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
 #include "memory_region_list.h"
@@ -612,35 +611,10 @@ static pid_t updater_tid;
 static int uffd;
 static u8 *uffd_page;
 
-static void l2_guest_code(void)
-{
-	vmcall();
-}
-
-static void l1_guest_code(void *data)
-{
-	run_nested_guest(data, l2_guest_code);
-	GUEST_DONE();
-}
-
 static void *run_guest_code_thread(void *unused)
 {
 	run_guest_code();
 	return NULL;
-}
-
-/* Whether the first swap is done, but for readers of the old list. */
-static bool updater_waits(void)
-{
-	char name[64], buf[128] = {};
-	int fd;
-
-	snprintf(name, sizeof(name), "/proc/self/task/%d/wchan", updater_tid);
-	fd = open(name, O_RDONLY);
-	TEST_ASSERT(fd >= 0 && read(fd, buf, sizeof(buf) - 1) > 0,
-		    "Cannot read %s, errno %d", name, errno);
-	close(fd);
-	return strstr(buf, "synchronize_srcu");
 }
 
 static void *make_shadow_root_thread(void *unused)
@@ -649,7 +623,7 @@ static void *make_shadow_root_thread(void *unused)
 		.range = { .start = (uintptr_t)uffd_page, .len = PAGE_SIZE },
 	};
 
-	while (!updater_waits())
+	while (!waits_for_readers(updater_tid))
 		usleep(1000);
 
 	vcpu_run(nested_vcpu);
@@ -666,16 +640,9 @@ static void *make_shadow_root_thread(void *unused)
 /* A VM without a shadow root, a vCPU of which waits for the uffd_page. */
 static void create_waiting_vm(pthread_t *waiter)
 {
-	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
-	struct uffdio_api api = { .api = UFFD_API };
-	struct pollfd pollfd = { .events = POLLIN };
-
 	memset(slots, 0, sizeof(slots));
 	vm = vm_create_with_one_vcpu(&vcpu, guest_code);
-	nested_vcpu = vm_vcpu_add(vm, 1, l1_guest_code);
-	vm_enable_tdp(vm);
-	vcpu_alloc_nested(vm, nested_vcpu);
-	tdp_identity_map_default_memslots(vm);
+	nested_vcpu = vm_vcpu_add_nested(vm, 1);
 	virt_map(vm, WINDOW_GPA, WINDOW_GPA, WINDOW_PAGES);
 	vm_enable_cap(vm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
 		      KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE);
@@ -683,20 +650,12 @@ static void create_waiting_vm(pthread_t *waiter)
 
 	uffd_page = kvm_mmap(PAGE_SIZE, PROT_READ | PROT_WRITE,
 			     MAP_PRIVATE | MAP_ANONYMOUS, -1);
-	uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	TEST_ASSERT(uffd >= 0, "No userfaultfd, errno %d", errno);
-	reg.range.start = (uintptr_t)uffd_page;
-	reg.range.len = PAGE_SIZE;
-	TEST_ASSERT(!ioctl(uffd, UFFDIO_API, &api) &&
-		    !ioctl(uffd, UFFDIO_REGISTER, &reg),
-		    "Cannot set up userfaultfd, errno %d", errno);
+	uffd = uffd_open(uffd_page, PAGE_SIZE);
 
 	list(region_set(15, 0, WINDOW_GPA + 19 * PAGE_SIZE, PAGE_SIZE,
 			uffd_page));
 	kvm_pthread_create(waiter, NULL, run_guest_code_thread, NULL);
-	pollfd.fd = uffd;
-	TEST_ASSERT(poll(&pollfd, 1, -1) == 1 && pollfd.revents == POLLIN,
-		    "No fault, errno %d", errno);
+	uffd_await_fault(uffd);
 }
 
 TEST_F_TIMEOUT(fail_nth, after_first_swap, 120)

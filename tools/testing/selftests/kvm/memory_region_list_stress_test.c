@@ -15,9 +15,7 @@
  * All the time, KVM_MAP_MEMORY populates this memory through another vCPU.  Beside
  * lists, fork() write-protects it, which takes it out of KVM's page tables.
  */
-#include <fcntl.h>
 #include <getopt.h>
-#include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
@@ -32,8 +30,8 @@
 #include <asm/kvm_para.h>
 #include <asm/pvclock-abi.h>
 #include <linux/sizes.h>
-#include <linux/userfaultfd.h>
 
+#include "held_update.h"
 #include "hyperv.h"
 #include "kvm_util.h"
 #include "memory_region_list.h"
@@ -242,17 +240,6 @@ static void guest_emulated_writer(int id)
 static void guest_wait(gva_t gva)
 {
 	WRITE_ONCE(*(u64 *)gva, 1);
-	GUEST_DONE();
-}
-
-static void l2_guest_code(void)
-{
-	vmcall();
-}
-
-static void l1_guest_code(void *data)
-{
-	run_nested_guest(data, l2_guest_code);
 	GUEST_DONE();
 }
 
@@ -963,34 +950,14 @@ static void *update_thread(void *unused)
 /* Waits for that thread to wait for the readers of a list. */
 static bool updater_waits(u64 swaps)
 {
-	char name[64], buf[128];
-	int fd, i;
+	int i;
 
-	for (i = 0; i < 10000; i++, usleep(1000)) {
-		if (!READ_ONCE(updater_tid) ||
-		    vm_get_stat(vm, memslot_swaps) != swaps)
-			continue;
-		memset(buf, 0, sizeof(buf));
-		snprintf(name, sizeof(name), "/proc/self/task/%d/wchan",
-			 updater_tid);
-		fd = open(name, O_RDONLY);
-		TEST_ASSERT(fd >= 0 && read(fd, buf, sizeof(buf) - 1) > 0,
-			    "Cannot read %s, errno %d", name, errno);
-		close(fd);
-		if (strstr(buf, "synchronize_srcu"))
+	for (i = 0; i < 10000; i++, usleep(1000))
+		if (READ_ONCE(updater_tid) &&
+		    vm_get_stat(vm, memslot_swaps) == swaps &&
+		    waits_for_readers(updater_tid))
 			return true;
-	}
 	return false;
-}
-
-static void await_fault(int uffd)
-{
-	struct pollfd pollfd = { .fd = uffd, .events = POLLIN };
-	struct uffd_msg msg;
-
-	TEST_ASSERT(poll(&pollfd, 1, 10000) == 1 &&
-		    read(uffd, &msg, sizeof(msg)) == sizeof(msg),
-		    "No fault, errno %d", errno);
 }
 
 static u8 zeros[PAGE_SIZE];
@@ -1011,9 +978,7 @@ static void resolve_fault(int uffd, void *page, void *contents)
 /* A VM of two vCPUs, and two pages at SWITCH_GPA that are not present. */
 static int create_waiting_guest(bool zap_all, u8 **mem)
 {
-	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
-	struct uffdio_api api = { .api = UFFD_API };
-	int uffd, i;
+	int i;
 
 	start_guest(LIST, guest_wait, 2, zap_all);
 	*mem = kvm_mmap(2 * PAGE_SIZE, PROT_READ | PROT_WRITE,
@@ -1024,22 +989,37 @@ static int create_waiting_guest(bool zap_all, u8 **mem)
 	for (i = 0; i < 2; i++)
 		vcpu_args_set(workers[i].vcpu, 1, WAIT_GVA(i));
 
-	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
-	TEST_ASSERT(uffd >= 0, "No userfaultfd, errno %d", errno);
-	reg.range.start = (uintptr_t)*mem;
-	reg.range.len = 2 * PAGE_SIZE;
-	TEST_ASSERT(!ioctl(uffd, UFFDIO_API, &api) &&
-		    !ioctl(uffd, UFFDIO_REGISTER, &reg),
-		    "Cannot set up userfaultfd, errno %d", errno);
-	return uffd;
+	return uffd_open(*mem, 2 * PAGE_SIZE);
+}
+
+/*
+ * Has vCPU 0 wait for the first of the two pages, and so hold up an update that
+ * begins then.  False if it does not wait for readers.
+ */
+static bool start_held_update(int uffd, pthread_t *updater)
+{
+	u64 swaps = vm_get_stat(vm, memslot_swaps);
+
+	kvm_pthread_create(&workers[0].thread, NULL, vcpu_worker, &workers[0]);
+	uffd_await_fault(uffd);
+
+	updater_tid = 0;
+	kvm_pthread_create(updater, NULL, update_thread, NULL);
+	return updater_waits(swaps);
+}
+
+/* After the page has come.  False if the vCPU did not end well. */
+static bool end_held_update(pthread_t updater)
+{
+	kvm_pthread_join(updater, NULL);
+	kvm_pthread_join(workers[0].thread, NULL);
+	return !workers[0].death[0];
 }
 
 /*
  * Has @code begin when the update is between its swaps, wait for the second of the
  * two pages, and go on with @contents in it when the second swap has been made.
- *
- * What holds the update up between its swaps is vCPU 0, which waits for the first
- * of the pages.  False if it does not end like this.
+ * False if it does not end like this.
  */
 static bool run_between_swaps(int uffd, u8 *mem, void *contents,
 			      void *(*code)(void *), void *arg)
@@ -1049,16 +1029,11 @@ static bool run_between_swaps(int uffd, u8 *mem, void *contents,
 	pthread_t updater, thread;
 	bool good;
 
-	kvm_pthread_create(&workers[0].thread, NULL, vcpu_worker, &workers[0]);
-	await_fault(uffd);
-
-	updater_tid = 0;
-	kvm_pthread_create(&updater, NULL, update_thread, NULL);
-	good = updater_waits(swaps);
+	good = start_held_update(uffd, &updater);
 	/* A reader that begins right now may still be waited for. */
 	usleep(100000);
 	kvm_pthread_create(&thread, NULL, code, arg);
-	await_fault(uffd);
+	uffd_await_fault(uffd);
 
 	resolve_fault(uffd, mem, zeros);
 	good &= updater_waits(swaps + 1);
@@ -1072,9 +1047,7 @@ static bool run_between_swaps(int uffd, u8 *mem, void *contents,
 		pthread_kill(thread, SIG_IPI);
 		kvm_pthread_join(thread, NULL);
 	}
-	kvm_pthread_join(updater, NULL);
-	kvm_pthread_join(workers[0].thread, NULL);
-	return good && !workers[0].death[0];
+	return end_held_update(updater) && good;
 }
 
 static void free_waiting_guest(int uffd, u8 *mem)
@@ -1220,33 +1193,21 @@ static bool change_flags_beside_first_shadow_root(bool zap_all)
 	struct kvm_vcpu *nested;
 	pthread_t updater;
 	bool good;
-	u64 swaps;
 	u8 *mem;
 	int uffd;
 
 	uffd = create_waiting_guest(zap_all, &mem);
-	nested = vm_vcpu_add(vm, MAX_VCPUS, l1_guest_code);
-	vm_enable_tdp(vm);
-	vcpu_alloc_nested(vm, nested);
-	tdp_identity_map_default_memslots(vm);
-
-	swaps = vm_get_stat(vm, memslot_swaps);
-	kvm_pthread_create(&workers[0].thread, NULL, vcpu_worker, &workers[0]);
-	await_fault(uffd);
+	nested = vm_vcpu_add_nested(vm, MAX_VCPUS);
 	nr_updates = 1;
 	updates[0] = region_set(SWITCH_SLOT, KVM_MEM_LOG_DIRTY_PAGES, SWITCH_GPA,
 				2 * PAGE_SIZE, mem);
-	updater_tid = 0;
-	kvm_pthread_create(&updater, NULL, update_thread, NULL);
-	good = updater_waits(swaps);
+	good = start_held_update(uffd, &updater);
 
 	vcpu_run(nested);
 	good &= get_ucall(nested, NULL) == UCALL_DONE;
 
 	resolve_fault(uffd, mem, zeros);
-	kvm_pthread_join(updater, NULL);
-	kvm_pthread_join(workers[0].thread, NULL);
-	good &= !workers[0].death[0];
+	good &= end_held_update(updater);
 	free_waiting_guest(uffd, mem);
 	return good;
 }
@@ -1321,18 +1282,17 @@ int main(int argc, char *argv[])
 		else
 			ksft_test_result_skip("no nested two-dimensional paging%s\n",
 					      quirk);
-		if (kvm_is_tdp_enabled())
+		if (kvm_is_tdp_enabled()) {
 			ksft_test_result(delete_beside_prefault(zap_all),
 					 "deletion beside a prefault%s\n", quirk);
-		else
-			ksft_test_result(delete_page_table(zap_all),
-					 "deletion of a page table%s\n", quirk);
-		if (kvm_is_tdp_enabled())
 			ksft_test_result_skip("page tables are not shadowed%s\n",
 					      quirk);
-		else
+		} else {
+			ksft_test_result(delete_page_table(zap_all),
+					 "deletion of a page table%s\n", quirk);
 			ksft_test_result(replace_page_tables(zap_all),
 					 "replacement of page tables%s\n", quirk);
+		}
 	}
 
 	ksft_finished();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Random calls of KVM_SET_USER_MEMORY_REGION and _REGION2, right and wrong in
- * every argument.  Prints what each gives, and at the end which slots there are.
+ * every argument.  Prints what each gives, and now and then which slots there are.
  * The calls are always the same, and so should the results be: a KVM with its
  * memory core in Rust and one with upstream's C must print the same.
  */

@@ -40,4 +40,26 @@ static inline void run_nested_guest(void *data, void *l2_code)
 	}
 }
 
+static inline void nested_guest_exits(void)
+{
+	vmcall();
+}
+
+static inline void nested_guest_code(void *data)
+{
+	run_nested_guest(data, nested_guest_exits);
+	GUEST_DONE();
+}
+
+/* A vCPU that runs a nested guest once, with two-dimensional paging. */
+static inline struct kvm_vcpu *vm_vcpu_add_nested(struct kvm_vm *vm, u32 id)
+{
+	struct kvm_vcpu *vcpu = vm_vcpu_add(vm, id, nested_guest_code);
+
+	vm_enable_tdp(vm);
+	vcpu_alloc_nested(vm, vcpu);
+	tdp_identity_map_default_memslots(vm);
+	return vcpu;
+}
+
 #endif /* SELFTEST_KVM_NESTED_GUEST_H */
