@@ -1,11 +1,16 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
 # Writes the overlay as patches to mail into $OUT/series, and checks that `git am` takes them on the pristine tree and
-# that the result is the tree that we build. New files come first, for they do nothing until a patch names them: so
-# every commit builds.
+# that the result is the tree that we build. First come fixes that stand by themselves (patches/000*) with the tests that
+# show the faults, then the core. New files come before the patches that name them: they do nothing until then.
 . "$(dirname "$0")/lib.sh"
 
 # The commits that bring new files: the paths, the subject, the message.
+REPRODUCERS=(
+	"tools/testing/selftests/kvm/include/kmsg.h tools/testing/selftests/kvm/include/nested_guest.h tools/testing/selftests/kvm/x86/first_shadow_root_test.c tools/testing/selftests/kvm/x86/hole_fault_test.c tools/testing/selftests/kvm/x86/mmio_rmw_test.c tools/testing/selftests/kvm/x86/nx_huge_page_slot_test.c"
+	"KVM: selftests: Show faults at the edges of memslots"
+	"Each of these tests uses ioctls that KVM has had for years, and makes it oops, warn, or write to the wrong memory without the preceding fixes."
+)
 COMMITS=(
 	"include/uapi/"
 	"KVM: Add the uAPI of memslot lists, and of populating guest memory"
@@ -68,18 +73,34 @@ checkout() {
 	git -C "$1" checkout -q HEAD
 }
 
+# commit PATHS SUBJECT MESSAGE...: the files of the overlay below PATHS.
+commit() {
+	local paths
+	while (($# > 0)); do
+		read -ra paths <<<"$1"
+		overlay_files | cut -f2 | while read -r f; do
+			for p in "${paths[@]}"; do
+				[[ $f != "$p"* ]] || { mkdir -p "$work/$(dirname "$f")" && cp "$tree/$f" "$work/$f" && echo "$f"; }
+			done
+		done >"$CACHE/series.add"
+		git -C "$work" add -f --pathspec-from-file="$CACHE/series.add"
+		git -C "$work" commit -q -s -m "$2" -m "$(fmt -w 72 <<<"$3")"
+		shift 3
+	done
+}
+
+# am PATCH...
+am() {
+	git -C "$work" am -q -s "$@" || die "a patch does not apply" "see $work"
+}
+
+mapfile -t fixes < <(printf '%s\n' "${patches[@]}" | grep '/000')
 checkout "$work"
-for ((i = 0; i < ${#COMMITS[@]}; i += 3)); do
-	read -ra paths <<<"${COMMITS[i]}"
-	overlay_files | cut -f2 | while read -r f; do
-		for p in "${paths[@]}"; do
-			[[ $f != "$p"* ]] || { mkdir -p "$work/$(dirname "$f")" && cp "$tree/$f" "$work/$f" && echo "$f"; }
-		done
-	done >"$CACHE/series.add"
-	git -C "$work" add -f --pathspec-from-file="$CACHE/series.add"
-	git -C "$work" commit -q -s -m "${COMMITS[i + 1]}" -m "$(fmt -w 72 <<<"${COMMITS[i + 2]}")"
-done
-git -C "$work" am -q -s "${patches[@]}" || die "a patch does not apply after the files" "see $work"
+am "${fixes[@]::${#fixes[@]}-1}"
+commit "${REPRODUCERS[@]}"
+am "${fixes[-1]}"
+commit "${COMMITS[@]}"
+am "${patches[@]:${#fixes[@]}}"
 
 mkdir -p "$OUT"
 rm -rf "$OUT/series"
@@ -102,8 +123,9 @@ KVM_MAP_MEMORY stands on the same core. It populates guest memory for
 reads or writes, with contents if told so, and lets memslot updates
 through while it does.
 
-The new files come first and do nothing until the later patches wire them
-up; every commit builds.
+First come fixes of faults that KVM has without this series, with tests
+that show them. After these, new files come before the patches that wire
+them up.
 END
 
 check=$work.check

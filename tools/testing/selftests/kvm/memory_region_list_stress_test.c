@@ -947,33 +947,8 @@ static void *update_thread(void *unused)
 	return NULL;
 }
 
-/* Waits for that thread to wait for the readers of a list. */
-static bool updater_waits(u64 swaps)
-{
-	int i;
-
-	for (i = 0; i < 10000; i++, usleep(1000))
-		if (READ_ONCE(updater_tid) &&
-		    vm_get_stat(vm, memslot_swaps) == swaps &&
-		    waits_for_readers(updater_tid))
-			return true;
-	return false;
-}
-
+/* Not the zero page, which a write would replace at once. */
 static u8 zeros[PAGE_SIZE];
-
-static void resolve_fault(int uffd, void *page, void *contents)
-{
-	/* Not the zero page, which a write would replace at once. */
-	struct uffdio_copy copy = {
-		.dst = (uintptr_t)page,
-		.src = (uintptr_t)contents,
-		.len = PAGE_SIZE,
-	};
-
-	TEST_ASSERT(!ioctl(uffd, UFFDIO_COPY, &copy),
-		    "UFFDIO_COPY failed, errno %d", errno);
-}
 
 /* A VM of two vCPUs, and two pages at SWITCH_GPA that are not present. */
 static int create_waiting_guest(bool zap_all, u8 **mem)
@@ -1005,7 +980,7 @@ static bool start_held_update(int uffd, pthread_t *updater)
 
 	updater_tid = 0;
 	kvm_pthread_create(updater, NULL, update_thread, NULL);
-	return updater_waits(swaps);
+	return await_held_update(vm, &updater_tid, swaps);
 }
 
 /* After the page has come.  False if the vCPU did not end well. */
@@ -1035,9 +1010,9 @@ static bool run_between_swaps(int uffd, u8 *mem, void *contents,
 	kvm_pthread_create(&thread, NULL, code, arg);
 	uffd_await_fault(uffd);
 
-	resolve_fault(uffd, mem, zeros);
-	good &= updater_waits(swaps + 1);
-	resolve_fault(uffd, mem + PAGE_SIZE, contents);
+	uffd_copy(uffd, mem, zeros);
+	good &= await_held_update(vm, &updater_tid, swaps + 1);
+	uffd_copy(uffd, mem + PAGE_SIZE, contents);
 
 	clock_gettime(CLOCK_REALTIME, &deadline);
 	deadline.tv_sec += 20;
@@ -1206,7 +1181,7 @@ static bool change_flags_beside_first_shadow_root(bool zap_all)
 	vcpu_run(nested);
 	good &= get_ucall(nested, NULL) == UCALL_DONE;
 
-	resolve_fault(uffd, mem, zeros);
+	uffd_copy(uffd, mem, zeros);
 	good &= end_held_update(updater);
 	free_waiting_guest(uffd, mem);
 	return good;

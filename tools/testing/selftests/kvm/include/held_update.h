@@ -14,14 +14,15 @@
 
 #include <linux/userfaultfd.h>
 
+#include "kvm_util.h"
+#include "processor.h"
 #include "test_util.h"
 
-/* A userfaultfd for memory at @mem, none of which is present. */
-static inline int uffd_open(void *mem, size_t size)
+static inline int __uffd_open(void *mem, size_t size, u64 mode)
 {
 	struct uffdio_register reg = {
 		.range = { .start = (uintptr_t)mem, .len = size },
-		.mode = UFFDIO_REGISTER_MODE_MISSING,
+		.mode = mode,
 	};
 	struct uffdio_api api = { .api = UFFD_API };
 	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
@@ -31,6 +32,64 @@ static inline int uffd_open(void *mem, size_t size)
 		    !ioctl(uffd, UFFDIO_REGISTER, &reg),
 		    "Cannot set up userfaultfd, errno %d", errno);
 	return uffd;
+}
+
+/* A userfaultfd for memory at @mem, none of which is present. */
+static inline int uffd_open(void *mem, size_t size)
+{
+	return __uffd_open(mem, size, UFFDIO_REGISTER_MODE_MISSING);
+}
+
+/* Gives a page that is missing contents, and those who wait for it the page. */
+static inline void uffd_copy(int uffd, void *page, void *contents)
+{
+	struct uffdio_copy copy = {
+		.dst = (uintptr_t)page,
+		.src = (uintptr_t)contents,
+		.len = PAGE_SIZE,
+	};
+
+	TEST_ASSERT(!ioctl(uffd, UFFDIO_COPY, &copy),
+		    "UFFDIO_COPY failed, errno %d", errno);
+}
+
+static inline bool uffd_can_protect(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	bool can;
+
+	if (uffd < 0)
+		return false;
+	can = !ioctl(uffd, UFFDIO_API, &api) &&
+	      (api.features & UFFD_FEATURE_PAGEFAULT_FLAG_WP);
+	close(uffd);
+	return can;
+}
+
+static inline void __uffd_protect(int uffd, void *mem, size_t size, u64 mode)
+{
+	struct uffdio_writeprotect protect = {
+		.range = { .start = (uintptr_t)mem, .len = size },
+		.mode = mode,
+	};
+
+	TEST_ASSERT(!ioctl(uffd, UFFDIO_WRITEPROTECT, &protect),
+		    "UFFDIO_WRITEPROTECT failed, errno %d", errno);
+}
+
+/* A userfaultfd for writes to memory at @mem, all of which is present. */
+static inline int uffd_open_protected(void *mem, size_t size)
+{
+	int uffd = __uffd_open(mem, size, UFFDIO_REGISTER_MODE_WP);
+
+	__uffd_protect(uffd, mem, size, UFFDIO_WRITEPROTECT_MODE_WP);
+	return uffd;
+}
+
+static inline void uffd_unprotect(int uffd, void *mem, size_t size)
+{
+	__uffd_protect(uffd, mem, size, 0);
 }
 
 static inline void uffd_await_fault(int uffd)
@@ -55,6 +114,22 @@ static inline bool waits_for_readers(pid_t tid)
 		    "Cannot read %s, errno %d", name, errno);
 	close(fd);
 	return strstr(buf, "synchronize_srcu");
+}
+
+/*
+ * Waits for the thread, whose id comes to stand at @tid, to wait for readers.  A swap
+ * counts when there is none left, so @swaps is without the one that it has just made.
+ */
+static inline bool await_held_update(struct kvm_vm *vm, pid_t *tid, u64 swaps)
+{
+	int i;
+
+	for (i = 0; i < 10000; i++, usleep(1000))
+		if (READ_ONCE(*tid) &&
+		    vm_get_stat(vm, memslot_swaps) == swaps &&
+		    waits_for_readers(*tid))
+			return true;
+	return false;
 }
 
 #endif /* SELFTEST_KVM_HELD_UPDATE_H */

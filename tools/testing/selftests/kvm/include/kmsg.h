@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Warnings of KVM in the kernel log.
+ */
+#ifndef SELFTEST_KVM_KMSG_H
+#define SELFTEST_KVM_KMSG_H
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "kselftest.h"
+#include "test_util.h"
+
+/*
+ * The kernel log from now on.  WARN_ON_ONCE() warns again, also where it has
+ * done so before.
+ */
+static inline int kmsg_open(void)
+{
+	int fd = open("/sys/kernel/debug/clear_warn_once", O_WRONLY);
+
+	if (fd < 0 || write(fd, "1", 1) != 1)
+		ksft_print_msg("Cannot re-arm WARN_ON_ONCE(): old warnings will not be repeated\n");
+	if (fd >= 0)
+		close(fd);
+
+	fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK);
+	__TEST_REQUIRE(fd >= 0 && lseek(fd, 0, SEEK_END) >= 0,
+		       "Cannot read /dev/kmsg, errno %d", errno);
+	return fd;
+}
+
+/* Whether KVM has warned since the last call, or since kmsg_open(). */
+static inline bool kmsg_has_kvm_warning(int fd)
+{
+	bool found = false;
+	char record[8192];
+	ssize_t len;
+
+	for (;;) {
+		len = read(fd, record, sizeof(record) - 1);
+		/* Records that were overwritten meanwhile. */
+		if (len < 0 && errno == EPIPE)
+			continue;
+		if (len < 0)
+			break;
+
+		record[len] = '\0';
+		if (!strstr(record, "WARNING:") || !strstr(record, "kvm"))
+			continue;
+
+		record[strcspn(record, "\n")] = '\0';
+		ksft_print_msg("%s\n", record);
+		found = true;
+	}
+	TEST_ASSERT(errno == EAGAIN, "Cannot read /dev/kmsg, errno %d", errno);
+	return found;
+}
+
+#endif /* SELFTEST_KVM_KMSG_H */
