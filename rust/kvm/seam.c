@@ -239,11 +239,14 @@ static struct page *get_source(u64 source)
 	return page;
 }
 
-/* Where both are the same, a guest may be writing, and nothing is to be done. */
-static void copy_contents(struct page *to, struct page *from)
+/* Where both are the same, a guest may be writing, and nothing must be done. */
+static int copy_contents(struct page *to, struct page *from)
 {
-	if (to != from)
-		copy_highpage(to, from);
+	if (to == from)
+		return 0;
+
+	/* A machine check that the source causes is an error of the call only. */
+	return copy_mc_highpage(to, from) ? -EFAULT : 0;
 }
 
 /*
@@ -257,6 +260,7 @@ static long fill_present(struct kvm *kvm, struct kvm_memory_slot *slot,
 	unsigned long hva = __gfn_to_hva_memslot(slot, gfn);
 	struct page *from[FILL_MAX], *to[FILL_MAX];
 	long nr_from, nr_to, n, i, j;
+	int r = 0;
 
 	nr_to = pin_user_pages_fast(hva, npages, FOLL_WRITE | FOLL_NOFAULT, to);
 	if (nr_to <= 0)
@@ -272,14 +276,19 @@ static long fill_present(struct kvm *kvm, struct kvm_memory_slot *slot,
 			if (i != j && from[i] == to[j])
 				n = 1;
 
-	for (i = 0; i < n; i++) {
-		copy_contents(to[i], from[i]);
+	for (i = 0; i < n && !r; i++) {
+		r = copy_contents(to[i], from[i]);
+		/* Also if that failed half way. */
 		mark_page_dirty_in_slot(kvm, slot, gfn + i);
 	}
 	release_pages(from, nr_from);
-	unpin_user_pages_dirty_lock(to, n, true);
-	unpin_user_pages(to + n, nr_to - n);
-	return n;
+	unpin_user_pages_dirty_lock(to, i, true);
+	unpin_user_pages(to + i, nr_to - i);
+
+	/* What failed is not done, and fails again when its turn comes. */
+	if (r)
+		return i > 1 ? i - 1 : r;
+	return i;
 }
 
 /*
@@ -291,10 +300,8 @@ long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 		     unsigned long npages)
 {
 	struct kvm_memory_slot *slot = kvm_vcpu_gfn_to_memslot(vcpu, gfn);
-	struct kvm_host_map map = {};
 	struct kvm *kvm = vcpu->kvm;
 	struct page *from, *to;
-	bool pinned;
 	long r;
 
 	if (!slot || slot->id >= KVM_USER_MEM_SLOTS)
@@ -330,47 +337,34 @@ long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 	if (r)
 		return r;
 
-	/* Unlike kvm_vcpu_map(), a vCPU does not wait longer than to a signal. */
+	/*
+	 * Wait for the guest's page, up to a signal.  Here and nowhere else:
+	 * memory that is not made of pages has no contents to fill.
+	 */
 	r = pin_user_pages_unlocked(__gfn_to_hva_memslot(slot, gfn), 1, &to,
-				    FOLL_WRITE | FOLL_INTERRUPTIBLE);
-	if (r == -EINTR)
-		return r;
-	pinned = r == 1;
+				    FOLL_WRITE | FOLL_INTERRUPTIBLE | FOLL_HWPOISON);
+	if (r != 1)
+		return r == -EINTR || r == -EHWPOISON ? r : -EFAULT;
 
 	/* Only now, as in fill_present(). */
 	from = get_source(source);
 	if (!from) {
-		r = 0;
-	} else if (pinned) {
-		copy_contents(to, from);
-		mark_page_dirty_in_slot(kvm, slot, gfn);
-		r = 1;
-	} else if (!kvm_vcpu_map(vcpu, gfn, &map)) {
-		/* It is not made of pages. */
-		memcpy_from_page(map.hva, from, 0, PAGE_SIZE);
-		kvm_vcpu_unmap(vcpu, &map);
-		r = 1;
-	} else if (map.pfn == KVM_PFN_ERR_SIGPENDING) {
-		r = -EINTR;
-	} else if (map.pfn == KVM_PFN_ERR_HWPOISON) {
-		r = -EHWPOISON;
-	} else {
-		r = -EFAULT;
+		unpin_user_page(to);
+		return 0;
 	}
 
-	if (pinned)
-		unpin_user_pages_dirty_lock(&to, 1, r == 1);
-	if (from)
-		put_page(from);
-	return r;
+	r = copy_contents(to, from);
+	mark_page_dirty_in_slot(kvm, slot, gfn);
+	put_page(from);
+	unpin_user_pages_dirty_lock(&to, 1, true);
+	return r ?: 1;
 }
 
 #ifdef CONFIG_HAVE_KVM_ARCH_GMEM_POPULATE
 static int copy_to_gmem(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
-			struct page *src, void *unused)
+			struct page *unused, void *from)
 {
-	copy_contents(pfn_to_page(pfn), src);
-	return 0;
+	return copy_contents(pfn_to_page(pfn), from);
 }
 
 /* The same for private memory, which is one page of guest_memfd at a time. */
@@ -397,8 +391,8 @@ long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 	if (!from)
 		return 0;
 
-	r = kvm_gmem_populate(kvm, gfn, (void __user *)(unsigned long)source,
-			      1, false, copy_to_gmem, NULL);
+	/* Were the source looked up again, it might have to be waited for. */
+	r = kvm_gmem_populate(kvm, gfn, NULL, 1, false, copy_to_gmem, from);
 	put_page(from);
 	return r;
 }

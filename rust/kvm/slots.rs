@@ -117,14 +117,19 @@ impl Slot {
 /// Owns the memory of a slot, but not what hangs on it (bitmap, arch data, guest_memfd).
 ///
 /// Whoever drops it sees to it that no list holds the slot and no reader sees it any more.
-pub(crate) struct SlotBox(KBox<MaybeUninit<bindings::kvm_memory_slot>>);
+///
+/// # Invariants
+///
+/// Points to an initialised slot, which [`Self::new`] allocated and nothing else frees. All accesses, those of C and
+/// of vCPUs included, go through pointers derived from this one: no reference to the slot is ever made.
+pub(crate) struct SlotBox(NonNull<bindings::kvm_memory_slot>);
 
 impl SlotBox {
     /// A new slot that maps `mapping`, without bitmap and arch data.
     pub(crate) fn new(id: SlotId, mapping: Mapping) -> Result<Self, AllocError> {
-        let mut slot =
-            KBox::<bindings::kvm_memory_slot>::new_uninit(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
-        let ptr = slot.as_mut_ptr();
+        let slot = KBox::<bindings::kvm_memory_slot>::new_uninit(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
+        let slot = NonNull::new(KBox::into_raw(slot)).ok_or(AllocError)?.cast();
+        let ptr: *mut bindings::kvm_memory_slot = slot.as_ptr();
         // SAFETY: `ptr` is valid for writes. All-zero memory is a valid `kvm_memory_slot`.
         unsafe {
             (*ptr).as_id = id.as_id;
@@ -134,6 +139,7 @@ impl SlotBox {
             (*ptr).flags = mapping.flags.0;
             (*ptr).userspace_addr = mapping.hva.0 as usize;
         }
+        // INVARIANT: Allocated and initialised just now.
         Ok(Self(slot))
     }
 
@@ -155,22 +161,30 @@ impl SlotBox {
     /// The slot is in no list, all readers that could have seen it are gone, and it is not used after
     /// this.
     pub(crate) unsafe fn from_slot(slot: Slot) -> Self {
-        // SAFETY: Slots are only ever made by `new`, and handed out by `into_slot`; the caller gives
+        // INVARIANT: Slots are only ever made by `new`, and handed out by `into_slot`; the caller gives
         // up the last pointer to it.
-        Self(unsafe { KBox::from_raw(slot.as_ptr().cast()) })
+        Self(slot.0)
     }
 
     /// Names the slot while it stays owned by `self`.
     pub(crate) fn slot(&self) -> Slot {
-        // INVARIANT: The box keeps the slot allocated; it is initialised since `new`.
-        Slot(NonNull::from(&*self.0).cast())
+        // INVARIANT: By the type invariant the slot is initialised, and stays allocated while `self` exists.
+        Slot(self.0)
     }
 
     /// Gives the slot to a list.
     pub(crate) fn into_slot(self) -> Slot {
         let slot = self.slot();
-        let _ = KBox::into_raw(self.0);
+        core::mem::forget(self);
         slot
+    }
+}
+
+impl Drop for SlotBox {
+    fn drop(&mut self) {
+        let slot = self.0.as_ptr().cast::<MaybeUninit<bindings::kvm_memory_slot>>();
+        // SAFETY: By the type invariant `new` made this pointer of a box of the same type, and nothing else frees it.
+        drop(unsafe { KBox::from_raw(slot) });
     }
 }
 

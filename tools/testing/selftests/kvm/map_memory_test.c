@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -1135,6 +1136,22 @@ TEST_F(map, hole)
 	guest_faults(0, GUEST_WRITE, 32, 1);
 }
 
+/* With nothing that page tables could be made for. */
+TEST(no_memslot)
+{
+	u8 *source = new_pattern(16, 100);
+	u64 flags;
+
+	vm = vm_create_barebones();
+	vcpu = __vm_vcpu_add(vm, 0);
+	for (flags = 0; flags <= (WRITE | EXEC | USER); flags++) {
+		map_fails(0, 16, flags, NULL, ENOENT, 0);
+		map_fails(0, 16, flags, source, ENOENT, 0);
+		expect_map(__LINE__, 0, 1, flags, NULL, ENOENT, 0);
+	}
+	kvm_vm_free(vm);
+}
+
 TEST_F(map, read_only_slot)
 {
 	u8 *mem = new_pattern(16, 1), *source = new_pattern(32, 100);
@@ -1262,10 +1279,12 @@ static int resolve(int mode, int uffd, struct uffd_msg *msg)
 		uffd_hook();
 	fill(contents, 1, uffd_tag + page);
 	copy.src = (uintptr_t)contents;
-	if (ioctl(uffd, UFFDIO_COPY, &copy))
-		return errno == EEXIST ? 0 : -errno;
+	/* Who waits for the page may go on, and look, before this returns. */
 	WRITE_ONCE(nr_uffd, nr_uffd + 1);
-	return 0;
+	if (!ioctl(uffd, UFFDIO_COPY, &copy))
+		return 0;
+	WRITE_ONCE(nr_uffd, nr_uffd - 1);
+	return errno == EEXIST ? 0 : -errno;
 }
 
 static struct uffd_desc *start_uffd(u8 *mem, u64 nr, u64 tag)
@@ -1732,6 +1751,104 @@ TEST(nested_shadow)
 	if (!kvm_cpu_has(X86_FEATURE_VMX) && !kvm_cpu_has(X86_FEATURE_SVM))
 		SKIP(return, "No nested virtualization");
 	check_nested(false);
+}
+
+#define MAX_TABLES	4
+#define TABLES_GVA	WINDOW_GPA
+
+static void l1_writes_table_code(void *data)
+{
+	u64 *entry = (u64 *)TABLES_GVA;
+
+	run_nested_guest(data, nested_guest_exits);
+	GUEST_SYNC(1);
+	WRITE_ONCE(*entry, READ_ONCE(*entry));
+	GUEST_SYNC(2);
+}
+
+/*
+ * L1's page tables for what L2 executes, without the last level, which KVM need not
+ * write-protect.  Returns how many there are.
+ */
+static int find_nested_tables(gpa_t *tables)
+{
+	gpa_t l2_gpa = addr_gva2gpa(vm, (gva_t)nested_guest_exits);
+	u64 entry = vm->stage2_mmu.pgd;
+	int level, nr = 0;
+
+	for (level = vm->stage2_mmu.pgtable_levels; level > PG_LEVEL_4K; level--) {
+		tables[nr] = entry & PHYSICAL_PAGE_MASK;
+		entry = ((u64 *)addr_gpa2hva(vm, tables[nr++]))
+			[l2_gpa >> PG_LEVEL_SHIFT(level) & 511];
+	}
+	return nr;
+}
+
+static void check_nested_tables(int line, u64 flags, bool dirty)
+{
+	struct userspace_mem_region *own = memslot2region(vm, 0);
+	u64 nr_pages = own->region.memory_size / PAGE_SIZE;
+	unsigned long *log = bitmap_zalloc(nr_pages);
+	gpa_t tables[MAX_TABLES];
+	int i, nr = find_nested_tables(tables);
+
+	/* What there is so far does not count. */
+	kvm_vm_get_dirty_log(vm, 0, log);
+	for (i = 0; i < nr; i++)
+		expect_map(line, tables[i], 1, flags, NULL, 0, ALL);
+
+	bitmap_zero(log, nr_pages);
+	kvm_vm_get_dirty_log(vm, 0, log);
+	for (i = 0; i < nr; i++)
+		TEST_ASSERT(test_bit(tables[i] >> PAGE_SHIFT, log) == dirty,
+			    "line %d: table %d is %s", line, i,
+			    dirty ? "clean" : "dirty");
+	bitmap_free(log);
+}
+
+#define tables_are(flags, dirty)					\
+	check_nested_tables(__LINE__, flags, dirty)
+
+/*
+ * The page tables that KVM shadows stay read-only, whatever is asked for.  A page
+ * that is to be written is dirty all the same.
+ */
+TEST(nested_tables)
+{
+	gpa_t tables[MAX_TABLES];
+	bool read_first;
+	u64 faults;
+
+	if (!kvm_cpu_has(X86_FEATURE_VMX) && !kvm_cpu_has(X86_FEATURE_SVM))
+		SKIP(return, "No nested virtualization");
+	if (!kvm_cpu_has_tdp())
+		SKIP(return, "No nested two-dimensional paging");
+
+	for (read_first = false; ; read_first = true) {
+		vm = vm_create_with_one_vcpu(&vcpu, l1_writes_table_code);
+		vm_enable_tdp(vm);
+		vcpu_alloc_nested(vm, vcpu);
+		virt_map(vm, TABLES_GVA, vm->stage2_mmu.pgd, 1);
+		tdp_identity_map_default_memslots(vm);
+		TEST_ASSERT(find_nested_tables(tables) <= MAX_TABLES, "Too many");
+		run_to_stage(1);
+		vm_mem_region_set_flags(vm, 0, LOG);
+
+		if (read_first)
+			tables_are(READ, false);
+		tables_are(WRITE, true);
+		/* They are mapped already. */
+		tables_are(WRITE, true);
+		tables_are(READ, false);
+
+		faults = vcpu_get_stat(vcpu, pf_taken);
+		run_to_stage(2);
+		TEST_ASSERT(vcpu_get_stat(vcpu, pf_taken) > faults,
+			    "The guest can write to a page table");
+		kvm_vm_free(vm);
+		if (read_first)
+			break;
+	}
 }
 
 FIXTURE(private) {};
@@ -2331,6 +2448,184 @@ TEST_F(private, source_not_present)
 	map_from_missing(WRITE);
 	set_private(0, PRIVATE_PAGES);
 	map_from_missing(PRIVATE | WRITE);
+}
+
+#define REPEAT_SECONDS	5
+#define STUCK_SECONDS	20
+#define VANISH_PAGES	PRIVATE_PAGES
+
+/* A call that a thread makes over and over. */
+static struct {
+	struct kvm_memory_mapping m;
+	bool may_fault;
+	pid_t tid;
+	u64 nr_calls, nr_signals;
+	bool ended;
+} repeated;
+
+static void *repeat_call_thread(void *unused)
+{
+	struct kvm_memory_mapping m;
+	struct timespec start;
+	int err;
+
+	repeated.tid = syscall(__NR_gettid);
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	while (timespec_elapsed(start).tv_sec < REPEAT_SECONDS) {
+		m = repeated.m;
+		err = map_once(vcpu, &m);
+		TEST_ASSERT(!err || err == EINTR ||
+			    (err == EFAULT && repeated.may_fault), "errno %d", err);
+		repeated.nr_signals += err == EINTR;
+		WRITE_ONCE(repeated.nr_calls, repeated.nr_calls + 1);
+	}
+	WRITE_ONCE(repeated.ended, true);
+	return NULL;
+}
+
+static void await_end_of_call(bool interrupt)
+{
+	u64 calls = READ_ONCE(repeated.nr_calls);
+
+	while (READ_ONCE(repeated.nr_calls) == calls &&
+	       !READ_ONCE(repeated.ended)) {
+		/* Again, as one may come just before the call. */
+		if (interrupt)
+			syscall(__NR_tgkill, getpid(), repeated.tid, SIGUSR1);
+		sched_yield();
+	}
+}
+
+/* Fails if a call does not end. */
+static void repeat_call(struct kvm_memory_mapping m, bool may_fault)
+{
+	struct sigaction sa = { .sa_handler = on_signal };
+	struct timespec deadline;
+	pthread_t caller;
+
+	sigaction(SIGUSR1, &sa, NULL);
+	memset(&repeated, 0, sizeof(repeated));
+	repeated.m = m;
+	repeated.may_fault = may_fault;
+	kvm_pthread_create(&caller, NULL, repeat_call_thread, NULL);
+
+	clock_gettime(CLOCK_REALTIME, &deadline);
+	deadline.tv_sec += REPEAT_SECONDS + STUCK_SECONDS;
+	TEST_ASSERT(!pthread_timedjoin_np(caller, NULL, &deadline),
+		    "Stuck in call %lu", repeated.nr_calls);
+	ksft_print_msg("%lu calls, %lu signals\n", repeated.nr_calls,
+		       repeated.nr_signals);
+}
+
+/* Must a signal end the call, before the source comes? */
+static bool vanish_interrupts;
+static void *vanish_contents;
+
+/* Gives the source contents, and takes them away at some moment of a call. */
+static int resolve_for_a_moment(int mode, int uffd, struct uffd_msg *msg)
+{
+	struct uffdio_copy copy = {
+		.dst = (uintptr_t)uffd_mem,
+		.src = (uintptr_t)vanish_contents,
+		.len = VANISH_PAGES * PAGE_SIZE,
+	};
+	int i;
+
+	if (vanish_interrupts)
+		await_end_of_call(true);
+	else
+		update_memslots();
+
+	if (ioctl(uffd, UFFDIO_COPY, &copy))
+		return errno == EEXIST ? 0 : -errno;
+
+	await_end_of_call(false);
+	for (i = nr_uffd++ % 100 * 10; i > 0; i--)
+		cpu_relax();
+	madvise(uffd_mem, VANISH_PAGES * PAGE_SIZE, MADV_DONTNEED);
+	return 0;
+}
+
+/*
+ * The source is there when a call looks for it, and gone when it copies it.  Who
+ * brings it may update memslots before, and a signal ends the wait.
+ */
+static void map_from_vanishing(u64 flags, bool interrupt)
+{
+	struct uffd_desc *uffd;
+
+	vanish_interrupts = interrupt;
+	vanish_contents = new_pattern(VANISH_PAGES, 1);
+	nr_uffd = 0;
+	uffd_mem = new_mem(VANISH_PAGES);
+	uffd = uffd_setup_demand_paging(UFFDIO_REGISTER_MODE_MISSING, 0, uffd_mem,
+					VANISH_PAGES * PAGE_SIZE, 1,
+					resolve_for_a_moment);
+	repeat_call(mapping(gpa(0), VANISH_PAGES, flags, uffd_mem), false);
+	uffd_stop_demand_paging(uffd);
+	map(0, VANISH_PAGES, flags, new_pattern(VANISH_PAGES, 100));
+	guest_sees(0, VANISH_PAGES, 100);
+}
+
+TEST_F_TIMEOUT(map, source_vanishes, 120)
+{
+	set_slot(SLOT, 0, 0, VANISH_PAGES, new_mem(VANISH_PAGES));
+	map_from_vanishing(WRITE, false);
+	map_from_vanishing(WRITE, true);
+}
+
+TEST_F_TIMEOUT(private, source_vanishes, 60)
+{
+	set_private(0, VANISH_PAGES);
+	map_from_vanishing(PRIVATE, false);
+}
+
+TEST_F_TIMEOUT(private, source_vanishes_signal, 60)
+{
+	set_private(0, VANISH_PAGES);
+	map_from_vanishing(PRIVATE, true);
+}
+
+static void *toggle_access_thread(void *mem)
+{
+	int i, round;
+
+	for (round = 0; !READ_ONCE(repeated.ended); round++) {
+		mprotect(mem, PAGE_SIZE,
+			 round % 2 ? PROT_READ | PROT_WRITE : PROT_NONE);
+		for (i = round * 7 % 1000; i > 0; i--)
+			cpu_relax();
+	}
+	return NULL;
+}
+
+static int interrupt_call(int mode, int uffd, struct uffd_msg *msg)
+{
+	await_end_of_call(true);
+	return 0;
+}
+
+/*
+ * There is no access to the memory when a call looks for it, and there is when it
+ * looks another time; then the memory is missing.  A signal ends the wait.
+ */
+TEST_F_TIMEOUT(map, memory_appears, 60)
+{
+	void *mem = new_mem(1), *source = new_pattern(1, 1);
+	struct uffd_desc *uffd;
+	pthread_t toggler;
+
+	set_slot(SLOT, 0, 0, 1, mem);
+	uffd = uffd_setup_demand_paging(UFFDIO_REGISTER_MODE_MISSING, 0, mem,
+					PAGE_SIZE, 1, interrupt_call);
+	repeated.ended = false;
+	kvm_pthread_create(&toggler, NULL, toggle_access_thread, mem);
+	repeat_call(mapping(gpa(0), 1, WRITE, source), true);
+	kvm_pthread_join(toggler, NULL);
+	uffd_stop_demand_paging(uffd);
+	mprotect(mem, PAGE_SIZE, PROT_READ | PROT_WRITE);
+	map(0, 1, WRITE, source);
+	guest_sees(0, 1, 1);
 }
 
 static int source_round, source_delay;
