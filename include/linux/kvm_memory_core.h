@@ -5,12 +5,13 @@
  * C calls kvm_set_memory_region() wherever it changes a single memslot, and
  * kvm_*_ioctl_*() for the ioctls of the core.  Everything else here is for
  * Rust to call: what only C macros and inline functions can do
- * (rust/kvm/seam.c), and what stays C (virt/kvm/, arch/).
+ * (rust/kvm/, in C), and what stays C (virt/kvm/, arch/).
  */
 #ifndef __LINUX_KVM_MEMORY_CORE_H
 #define __LINUX_KVM_MEMORY_CORE_H
 
 #include <linux/kvm_host.h>
+#include <linux/log2.h>
 
 /* virt/kvm/kvm_main.c */
 void kvm_free_memslot(struct kvm *kvm, struct kvm_memory_slot *slot);
@@ -19,6 +20,12 @@ void kvm_free_memslot(struct kvm *kvm, struct kvm_memory_slot *slot);
 
 /* Largest number of entries in a list: every user slot replaced at once. */
 enum { KVM_MEMORY_REGION_LIST_MAX = 2 * KVM_USER_MEM_SLOTS };
+
+/* The flag in a generation that says that it must not be cached, as a bit. */
+enum {
+	KVM_MEMORY_GEN_UPDATE_BIT =
+		const_ilog2(KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS)
+};
 
 /* rust/kvm/ */
 int kvm_set_memory_region(struct kvm *kvm,
@@ -42,7 +49,7 @@ struct kvm_memory_limits {
 	u32 flags;
 };
 
-/* rust/kvm/seam.c */
+/* rust/kvm/memslots/seam.c */
 void kvm_memory_get_limits(struct kvm *kvm, struct kvm_memory_limits *limits);
 bool kvm_memory_is_user_range(u64 hva, u64 size);
 struct kvm_memslots *kvm_memory_active(struct kvm *kvm, int as_id);
@@ -61,10 +68,9 @@ int kvm_memory_gmem_prepare(struct kvm *kvm, struct kvm_memory_slot *slot,
 int kvm_memory_gmem_bind(struct kvm *kvm, struct kvm_memory_slot *slot);
 void kvm_memory_gmem_unbind(struct kvm_memory_slot *slot);
 struct file *kvm_memory_gmem_file(struct kvm_memory_slot *slot);
-void kvm_memory_srcu_lock(struct kvm_vcpu *vcpu);
-void kvm_memory_srcu_unlock(struct kvm_vcpu *vcpu);
 int kvm_memory_lock_slots_interruptible(struct kvm *kvm);
-void kvm_memory_cond_resched(void);
+
+/* rust/kvm/populate/fill.c */
 bool kvm_memory_dirty_ring_is_full(struct kvm_vcpu *vcpu);
 void kvm_memory_fault_in(struct kvm_vcpu *vcpu, gfn_t gfn, unsigned long npages,
 			 bool write);
@@ -72,6 +78,11 @@ int kvm_memory_fault_in_source(u64 source, unsigned long npages);
 long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 		     unsigned long npages);
 long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source);
+
+/* rust/kvm/seam.c */
+void kvm_memory_srcu_lock(struct kvm_vcpu *vcpu);
+void kvm_memory_srcu_unlock(struct kvm_vcpu *vcpu);
+void kvm_memory_cond_resched(void);
 
 #endif /* CONFIG_KVM_RUST_MEMORY */
 

@@ -3,7 +3,7 @@
  * KVM guest memory: user interface of the memory core in rust/kvm/.
  *
  * Included by <linux/kvm.h>; include that one.  The meaning of every ioctl is
- * written down in Documentation/virt/kvm/memory.rst.
+ * written down in Documentation/virt/kvm/memory/.
  */
 #ifndef _UAPI_LINUX_KVM_MEMORY_H
 #define _UAPI_LINUX_KVM_MEMORY_H

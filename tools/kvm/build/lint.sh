@@ -13,7 +13,6 @@ mapfile -t c_files < <(tracked '*.c' '*.h' | grep -vE '^(tools/kvm|include/trace
 mapfile -t trace_files < <(tracked 'include/trace/*')
 mapfile -t rust_files < <(tracked 'rust/*.rs')
 mapfile -t scripts < <(tracked tools/kvm/build .ci | grep -v '\.config$')
-mapfile -t pages < <(tracked 'Documentation/*.rst')
 tree=$IN_WORK/tree
 
 spdx() {
@@ -40,12 +39,9 @@ checkpatch() {
 sphinx() {
 	rm -rf "$CACHE/sphinx"
 	mkdir -p "$CACHE/sphinx"
-	cp "${pages[@]}" "$CACHE/sphinx/"
+	(cd Documentation/virt/kvm && cp -r memory "$CACHE/sphinx/")
 	printf 'root_doc = "index"\nextensions = []\n' >"$CACHE/sphinx/conf.py"
-	{
-		printf 'KVM\n===\n\n.. toctree::\n\n'
-		basename -a -s .rst "${pages[@]}" | sed 's/^/   /'
-	} >"$CACHE/sphinx/index.rst"
+	printf 'KVM\n===\n\n.. toctree::\n\n   memory/index\n' >"$CACHE/sphinx/index.rst"
 	inside sphinx-build -W --keep-going -q -b html "$IN_CACHE/sphinx" "$IN_CACHE/sphinx/out"
 }
 

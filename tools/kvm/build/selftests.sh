@@ -53,7 +53,7 @@ our_list() {
 	printf '%s\n' shadow:memory_region_list_stress_test legacy:map_memory_test legacy:x86/hole_fault_test
 	if [[ $1 == debug ]]; then
 		our_tests
-		sed -n 's/^#\[.*kunit_tests(\(.*\))\]$/kunit:\1/p' "$SRC"/rust/kvm/*.rs
+		find "$SRC/rust/kvm" -name '*.rs' -exec sed -n 's/^#\[.*kunit_tests(\(.*\))\]$/kunit:\1/p' {} +
 	else
 		our_tests | grep -vxF -e "$(printf '%s\n' "${WITH_C[@]}")" | grep -v fail_nth
 	fi

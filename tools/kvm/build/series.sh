@@ -26,7 +26,7 @@ COMMITS=(
 
 	"Documentation/"
 	"Documentation: KVM: Describe the memory core and its ioctls"
-	"memory.rst is for those who write a VMM, memory-internals.rst for those who change the core."
+	"memory/internals.rst is for those who change the core, the other pages are for those who write a VMM."
 
 	"tools/kvm/ samples/kvm/"
 	"tools: KVM: Add userspace crates and a sample VMM for memslot lists"

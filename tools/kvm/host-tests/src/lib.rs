@@ -7,9 +7,19 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-#[path = "../../../../rust/kvm/check.rs"]
-pub mod check;
-#[path = "../../../../rust/kvm/populate.rs"]
-pub mod populate;
 #[path = "../../../../rust/kvm/types.rs"]
 pub mod types;
+
+/// What a list of memslot updates means.
+#[path = "../../../../rust/kvm/memslots"]
+pub mod memslots {
+    pub mod check;
+    pub mod rank_set;
+    pub mod types;
+}
+
+/// What is left to populate.
+#[path = "../../../../rust/kvm/populate"]
+pub mod populate {
+    pub mod cursor;
+}

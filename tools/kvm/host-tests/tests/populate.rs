@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 
-//! Tests of `rust/kvm/populate.rs`, on a guest that is not there.
+//! Tests of `rust/kvm/populate/cursor.rs`, on a guest that is not there.
 
 use std::collections::VecDeque;
 
-use kvm_memory_host_tests::populate::{
+use kvm_memory_host_tests::populate::cursor::{
     Attempt, Cursor, Populate, Section, Stop, CALL_PAGES, SECTION_PAGES, SECTION_STEPS,
 };
 use kvm_memory_host_tests::types::{Gfn, GfnRange, Hva};

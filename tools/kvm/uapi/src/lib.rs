@@ -157,7 +157,7 @@ impl From<errno::Error> for Error {
 
 /// Lists of memslot updates on a [`VmFd`], and what else it can do with memory.
 ///
-/// Source: `linux/kvm_memory.h`; `Documentation/virt/kvm/memory.rst` says what
+/// Source: `linux/kvm_memory.h`; `Documentation/virt/kvm/memory/memslots.rst` says what
 /// a vCPU sees meanwhile.
 pub trait VmFdMemoryExt {
     /// The most entries a list may have, 0 if the kernel does not have the

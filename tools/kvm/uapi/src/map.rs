@@ -291,7 +291,7 @@ pub struct Progress {
 /// Nothing here is unsafe: no memory gets other contents but by
 /// [`Mapping::with_source`], which is.
 ///
-/// Source: `linux/kvm_memory.h`; `Documentation/virt/kvm/memory.rst` says what
+/// Source: `linux/kvm_memory.h`; `Documentation/virt/kvm/memory/populate.rst` says what
 /// becomes of every kind of memory.
 pub trait VcpuFdMemoryExt {
     /// Does a bounded part of `mapping` (`KVM_MAP_MEMORY`, once). Returns the

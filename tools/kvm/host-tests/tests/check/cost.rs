@@ -3,8 +3,8 @@
 //! How often `check` looks at the slots of the VM, which slots_lock is held for. Counted, not timed:
 //! lists made to cause long scans must stay linear in what they and the VM hold.
 
-use kvm_memory_host_tests::check::Origin;
-use kvm_memory_host_tests::types::Entry;
+use kvm_memory_host_tests::memslots::check::Origin;
+use kvm_memory_host_tests::memslots::types::Entry;
 
 use crate::vm::{judge, Rules, Slot, Snapshot, Vm, LOG, PAGE};
 

@@ -8,8 +8,8 @@
 
 use std::ops::Range;
 
-use kvm_memory_host_tests::check::{Error, Origin};
-use kvm_memory_host_tests::types::Entry;
+use kvm_memory_host_tests::memslots::check::{Error, Origin};
+use kvm_memory_host_tests::memslots::types::Entry;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;

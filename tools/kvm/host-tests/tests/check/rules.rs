@@ -2,15 +2,16 @@
 
 //! The rules one by one: what each kind of entry does, what it is refused for, and what lists come to.
 
-use kvm_memory_host_tests::check::{
+use kvm_memory_host_tests::memslots::check::{
     Error::{self, *},
     NetKind, Origin, Refused,
     Relog::{self, *},
 };
-use kvm_memory_host_tests::types::{
+use kvm_memory_host_tests::memslots::types::{
     Change::{self, *},
-    Entry, Gfn, GfnRange, Hva, Mapping, SlotFlags, SlotId,
+    Entry, Mapping, SlotFlags, SlotId,
 };
+use kvm_memory_host_tests::types::{Gfn, GfnRange, Hva};
 
 use crate::vm::{compare, Rules, Vm, LOG, MEMFD, PAGE, READONLY, USER_END};
 

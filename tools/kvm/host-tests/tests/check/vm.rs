@@ -9,10 +9,12 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use kvm_memory_host_tests::check::{
-    check, Error, Limits, NetChange, NetKind, Origin, RankSet, Refused, Relog, Scratch, Step, View,
+use kvm_memory_host_tests::memslots::check::{
+    check, Error, Limits, NetChange, NetKind, Origin, Refused, Relog, Scratch, Step, View,
 };
-use kvm_memory_host_tests::types::{Change, Entry, Gfn, GfnRange, Hva, Mapping, SlotFlags, SlotId};
+use kvm_memory_host_tests::memslots::rank_set::RankSet;
+use kvm_memory_host_tests::memslots::types::{Change, Entry, Mapping, SlotFlags, SlotId};
+use kvm_memory_host_tests::types::{Gfn, GfnRange, Hva};
 
 pub const LOG: u32 = 1;
 pub const READONLY: u32 = 2;

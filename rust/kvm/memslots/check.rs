@@ -7,29 +7,39 @@
 //! slot that ends up different, the one [`NetChange`] that leads there.
 //!
 //! The phase is pure. It sees the present slots and the rules of the architecture through [`View`],
-//! writes to nothing but the [`Scratch`] that the caller hands in, and cannot allocate. That makes it
-//! testable on the host against an oracle that does apply entry by entry.
+//! writes to nothing but the [`Scratch`] that the caller hands in, and cannot allocate. That makes
+//! it testable on the host against an oracle that does apply entry by entry.
 //!
 //! # How earlier entries are counted in
 //!
-//! Slots that no earlier entry touched are asked of the view. For the others the latest entry on the
-//! slot says what it is: entries are sorted by slot once, so that each knows its predecessor. The
-//! ranges of slots that earlier entries left in place are kept by rank in the gfn order of all entries,
-//! as bits of a [`RankSet`]: as live slots never overlap, the live neighbours left and right of an
-//! entry's rank are the only ones that can collide with it.
+//! Slots that no earlier entry touched are asked of the view. For the others the latest entry on
+//! the slot says what it is: entries are sorted by slot once, so that each knows its predecessor.
+//! The ranges of slots that earlier entries left in place are kept by rank in the gfn order of all
+//! entries, as bits of a [`RankSet`]: as live slots never overlap, the live neighbours left and
+//! right of an entry's rank are the only ones that can collide with it.
 //!
-//! Whatever the n entries and the N slots are, an entry takes O(log N) look-ups on average: runs of slots
-//! that the list has already superseded are skipped in one step the second time (`Step::skip`).
+//! Whatever the n entries and the N slots are, an entry takes O(log N) look-ups on average: runs of
+//! slots that the list has already superseded are skipped in one step the second time
+//! (`Step::skip`).
 //!
 //! # Alternatives
 //!
-//! Applying the entries to the inactive list as they are checked needs no overlay, but then a refusal
-//! has to be rolled back, and the phase could not be separated from the kernel's lists. Loading all the
-//! slots into a scratch map makes a list of two entries cost as much as the VM has slots.
+//! Applying the entries to the inactive list as they are checked needs no overlay, but then a
+//! refusal has to be rolled back, and the phase could not be separated from the kernel's lists.
+//! Loading all the slots into a scratch map makes a list of two entries cost as much as the VM has
+//! slots.
 
-use crate::types::{
-    Change, Entry, Gfn, GfnRange, Hva, Mapping, SlotFlags, SlotId, PAGE_SHIFT, PAGE_SIZE,
-};
+use super::rank_set::RankSet;
+use super::types::Change;
+use super::types::Entry;
+use super::types::Mapping;
+use super::types::SlotFlags;
+use super::types::SlotId;
+use crate::types::Gfn;
+use crate::types::GfnRange;
+use crate::types::Hva;
+use crate::types::PAGE_SHIFT;
+use crate::types::PAGE_SIZE;
 
 /// Why a list is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,8 +96,8 @@ pub trait View {
     fn nr_pages(&self) -> u64;
     /// What slot `id` maps, if it exists.
     fn slot(&self, id: SlotId) -> Option<Mapping>;
-    /// The lowest slot of address space `as_id` that shares a frame with `gfns`: none if that is empty, or
-    /// ends before it starts.
+    /// The lowest slot of address space `as_id` that shares a frame with `gfns`: none if that is
+    /// empty, or ends before it starts.
     fn first_in(&self, as_id: u16, gfns: GfnRange) -> Option<(SlotId, GfnRange)>;
     /// Whether `[hva, hva + size)` can be memory of the calling process.
     fn is_user_range(&self, hva: Hva, size: u64) -> bool;
@@ -130,103 +140,6 @@ pub struct Scratch<'a> {
     pub by_gfn: &'a mut [u32],
     /// [`RankSet::words`] of n words, all 0.
     pub ranks: &'a mut [u64],
-}
-
-/// A set of numbers below n that finds the neighbours of a number.
-///
-/// Level 0 holds a bit for each number, each level above a bit for each word below that is not 0.
-pub struct RankSet<'a> {
-    words: &'a mut [u64],
-    n: usize,
-}
-
-impl<'a> RankSet<'a> {
-    /// Words of memory that a set of numbers below `n` takes.
-    pub const fn words(n: usize) -> usize {
-        let mut level = n.div_ceil(64);
-        let mut words = level;
-        while level > 1 {
-            level = level.div_ceil(64);
-            words += level;
-        }
-        words
-    }
-
-    /// An empty set in `words`, which are all 0.
-    fn new(words: &'a mut [u64], n: usize) -> Self {
-        Self { words, n }
-    }
-
-    /// Where in `words` the levels start, lowest first.
-    fn levels(n: usize) -> impl Iterator<Item = usize> {
-        let mut next = Some((0, n));
-        core::iter::from_fn(move || {
-            let (base, bits) = next?;
-            let words = bits.div_ceil(64);
-            next = (words > 1).then_some((base + words, words));
-            Some(base)
-        })
-    }
-
-    fn insert(&mut self, mut i: usize) {
-        for base in Self::levels(self.n) {
-            self.words[base + i / 64] |= 1 << (i % 64);
-            i /= 64;
-        }
-    }
-
-    fn remove(&mut self, mut i: usize) {
-        for base in Self::levels(self.n) {
-            let word = &mut self.words[base + i / 64];
-            *word &= !(1 << (i % 64));
-            if *word != 0 {
-                break;
-            }
-            i /= 64;
-        }
-    }
-
-    /// The largest member below `i`.
-    fn before(&self, i: usize) -> Option<usize> {
-        self.neighbour(
-            i,
-            |word, bit| word & ((1 << bit) - 1),
-            |word| 63 - word.leading_zeros() as usize,
-        )
-    }
-
-    /// The smallest member above `i`.
-    fn after(&self, i: usize) -> Option<usize> {
-        self.neighbour(
-            i,
-            |word, bit| word & (!1 << bit),
-            |word| word.trailing_zeros() as usize,
-        )
-    }
-
-    /// Climbs until a word has a bit on the wanted side of `i` (`side`), then descends, taking the
-    /// bit nearest to `i` in each word (`nearest`).
-    fn neighbour(
-        &self,
-        mut i: usize,
-        side: impl Fn(u64, usize) -> u64,
-        nearest: impl Fn(u64) -> usize,
-    ) -> Option<usize> {
-        for (height, base) in Self::levels(self.n).enumerate() {
-            let word = side(self.words[base + i / 64], i % 64);
-            i /= 64;
-            if word == 0 {
-                continue;
-            }
-            let mut found = i * 64 + nearest(word);
-            for down in (0..height).rev() {
-                let base = Self::levels(self.n).nth(down)?;
-                found = found * 64 + nearest(self.words[base + found]);
-            }
-            return Some(found);
-        }
-        None
-    }
 }
 
 /// The one change that brings a slot from before the list to after it.
@@ -522,8 +435,8 @@ impl<V: View> Checker<'_, V> {
         }
     }
 
-    /// If entry `i` or one before it touches slot `id`, so that the view no longer tells what it is: the
-    /// first that does.
+    /// If entry `i` or one before it touches slot `id`, so that the view no longer tells what it
+    /// is: the first that does.
     fn superseded(&self, id: SlotId, i: usize) -> Option<usize> {
         let entry = |i: u32| &self.entries[i as usize];
         let at = self.by_slot.partition_point(|&j| entry(j).slot_id() < id);

@@ -2,23 +2,28 @@
 
 //! `KVM_MAP_MEMORY`: what is left to populate, and in which portions it is done.
 //!
-//! Nothing here knows the kernel: like `check.rs`, this file is compiled and tested on the host too.
+//! Nothing here knows the kernel: like `check.rs`, this file is compiled and tested on the host
+//! too.
 //!
-//! A call works in *sections*. While one lasts, no memslot update can end, so it is short, whatever the
-//! size of the range: [`SECTION_STEPS`] pages, or [`SECTION_PAGES`] where they are huge. A call as a
-//! whole is bounded as well ([`CALL_PAGES`]), and then tells its caller to call again.
+//! A call works in *sections*. While one lasts, no memslot update can end, so it is short, whatever
+//! the size of the range: [`SECTION_STEPS`] pages, or [`SECTION_PAGES`] where they are huge. A call
+//! as a whole is bounded as well ([`CALL_PAGES`]), and then tells its caller to call again.
 //!
-//! The [`Cursor`] moves on only over what is done. So it says at any time what is left, and doing all that
-//! is left is right even if memslots have changed in between: a page's contents and its mapping are made
-//! in the same section, or made again.
+//! The [`Cursor`] moves on only over what is done. So it says at any time what is left, and doing
+//! all that is left is right even if memslots have changed in between: a page's contents and its
+//! mapping are made in the same section, or made again.
 
-use crate::types::{Gfn, GfnRange, Hva, PAGE_SHIFT, PAGE_SIZE};
+use crate::types::Gfn;
+use crate::types::GfnRange;
+use crate::types::Hva;
+use crate::types::PAGE_SHIFT;
+use crate::types::PAGE_SIZE;
 
 /// Pages after which a section ends, a huge one counted as one.
 pub const SECTION_STEPS: u64 = 64;
 
-/// Pages after which a section ends, a huge one counted as what is in it: four of the smallest huge pages,
-/// so that entering a section is not what mapping these costs.
+/// Pages after which a section ends, a huge one counted as what is in it: four of the smallest huge
+/// pages, so that entering a section is not what mapping these costs.
 pub const SECTION_PAGES: u64 = 4 * 512;
 
 /// Pages after which a call returns, to be made again.
@@ -53,9 +58,9 @@ pub trait Populate {
     where
         Self: 's;
 
-    /// Begins a section, which ends when it is dropped. It will start with `gfns`, in this order, and may
-    /// not come to the last of them; `source` is where their contents are, if they are to be filled. Fails
-    /// if the call is to end here (a signal).
+    /// Begins a section, which ends when it is dropped. It will start with `gfns`, in this order,
+    /// and may not come to the last of them; `source` is where their contents are, if they are to
+    /// be filled. Fails if the call is to end here (a signal).
     fn section(
         &mut self,
         gfns: GfnRange,
@@ -71,12 +76,12 @@ pub trait Section {
     /// What can go wrong.
     type Error;
 
-    /// Copies user memory from `source` on to frames from `gfn` on, at most `npages` of them. Gives the
-    /// number that it has copied, not 0.
+    /// Copies user memory from `source` on to frames from `gfn` on, at most `npages` of them. Gives
+    /// the number that it has copied, not 0.
     fn fill(&mut self, gfn: Gfn, source: Hva, npages: u64) -> Result<Attempt, Self::Error>;
 
-    /// Maps frames from `gfn` on, at most `npages` of them unless they are in one huge page. Gives the
-    /// number that it has mapped, not 0.
+    /// Maps frames from `gfn` on, at most `npages` of them unless they are in one huge page. Gives
+    /// the number that it has mapped, not 0.
     fn map(&mut self, gfn: Gfn, npages: u64) -> Result<Attempt, Self::Error>;
 }
 
@@ -88,8 +93,9 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// `npages` frames from `base`, with the contents of the memory at `source` unless that is 0. [`None`]
-    /// if there are no frames, frames above `max_gfn`, or a source that is not aligned or wraps around.
+    /// `npages` frames from `base`, with the contents of the memory at `source` unless that is 0.
+    /// [`None`] if there are no frames, frames above `max_gfn`, or a source that is not aligned or
+    /// wraps around.
     pub fn new(base: Gfn, npages: u64, source: u64, max_gfn: Gfn) -> Option<Self> {
         let gfns = GfnRange::new(base, npages)?;
         // `end` may be one more than the highest frame.

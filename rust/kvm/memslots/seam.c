@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What memslots in Rust need of KVM's macros and inline functions, none of
+ * which Rust can call.  Rust decides what happens.
+ */
+#include <linux/hashtable.h>
+#include <linux/kvm_memory_core.h>
+#include <linux/rcuwait.h>
+
+#include "../../../virt/kvm/guest_memfd.h"
+
+#define CREATE_TRACE_POINTS
+#define CREATE_RUST_TRACE_POINTS
+#include <trace/events/kvm_memory.h>
+
+void kvm_memory_get_limits(struct kvm *kvm, struct kvm_memory_limits *limits)
+{
+	lockdep_assert_held(&kvm->slots_lock);
+
+	limits->address_spaces = kvm_arch_nr_memslot_as_ids(kvm);
+	limits->slots = KVM_MEM_SLOTS_NUM;
+	limits->user_slots = KVM_USER_MEM_SLOTS;
+	limits->max_user_pages = KVM_MEM_MAX_NR_PAGES;
+	limits->flags = KVM_MEM_LOG_DIRTY_PAGES;
+	if (kvm_arch_has_readonly_mem(kvm))
+		limits->flags |= KVM_MEM_READONLY;
+	if (IS_ENABLED(CONFIG_KVM_GUEST_MEMFD))
+		limits->flags |= KVM_MEM_GUEST_MEMFD;
+}
+
+bool kvm_memory_is_user_range(u64 hva, u64 size)
+{
+	return hva == untagged_addr(hva) &&
+	       access_ok((void __user *)(unsigned long)hva, size);
+}
+
+struct kvm_memslots *kvm_memory_active(struct kvm *kvm, int as_id)
+{
+	return __kvm_memslots(kvm, as_id);
+}
+
+struct kvm_memory_slot *kvm_memory_find_id(struct kvm_memslots *slots, int id)
+{
+	return id_to_memslot(slots, id);
+}
+
+/* The lowest slot that overlaps [start, end). */
+struct kvm_memory_slot *kvm_memory_find_gfn(struct kvm_memslots *slots,
+					    gfn_t start, gfn_t end)
+{
+	struct kvm_memslot_iter iter;
+
+	kvm_memslot_iter_start(&iter, slots, start);
+	return kvm_memslot_iter_is_valid(&iter, end) ? iter.slot : NULL;
+}
+
+void kvm_memory_hash_add(struct kvm_memslots *slots,
+			 struct kvm_memory_slot *slot)
+{
+	hash_add(slots->id_hash, &slot->id_node[slots->node_idx], slot->id);
+}
+
+void kvm_memory_hash_del(struct kvm_memslots *slots,
+			 struct kvm_memory_slot *slot)
+{
+	hash_del(&slot->id_node[slots->node_idx]);
+}
+
+/* Make the inactive lists of the address spaces in @as_mask the active ones. */
+void kvm_memory_publish(struct kvm *kvm, unsigned long as_mask)
+{
+	struct kvm_memslots *slots;
+	unsigned long i;
+
+	/*
+	 * Lists must not change while an mmu_notifier invalidation is under
+	 * way: whether it takes mmu_lock depends on the slots that it finds,
+	 * and must come out the same at its start and at its end.
+	 */
+	spin_lock(&kvm->mn_invalidate_lock);
+	prepare_to_rcuwait(&kvm->mn_memslots_update_rcuwait);
+	while (kvm->mn_active_invalidate_count) {
+		set_current_state(TASK_UNINTERRUPTIBLE);
+		spin_unlock(&kvm->mn_invalidate_lock);
+		schedule();
+		spin_lock(&kvm->mn_invalidate_lock);
+	}
+	finish_rcuwait(&kvm->mn_memslots_update_rcuwait);
+	for_each_set_bit(i, &as_mask, KVM_MAX_NR_ADDRESS_SPACES) {
+		slots = __kvm_memslots(kvm, i);
+		slots = &kvm->__memslots[i][slots->node_idx ^ 1];
+		rcu_assign_pointer(kvm->memslots[i], slots);
+	}
+	spin_unlock(&kvm->mn_invalidate_lock);
+}
+
+/* Twice the size of the log: see kvm_get_dirty_log_protect(). */
+bool kvm_memory_alloc_dirty_bitmap(struct kvm *kvm,
+				   struct kvm_memory_slot *slot)
+{
+	if (!kvm_use_dirty_bitmap(kvm))
+		return true;
+
+	slot->dirty_bitmap =
+		kvm_memslot_calloc(2, kvm_dirty_bitmap_bytes(slot));
+	if (!slot->dirty_bitmap)
+		return false;
+
+	if (kvm_dirty_log_manual_protect_and_init_set(kvm))
+		bitmap_set(slot->dirty_bitmap, 0, slot->npages);
+	return true;
+}
+
+int kvm_memory_gmem_prepare(struct kvm *kvm, struct kvm_memory_slot *slot,
+			    unsigned int fd, u64 offset)
+{
+	return kvm_gmem_prepare_memory_region(kvm, slot, fd, offset);
+}
+
+int kvm_memory_gmem_bind(struct kvm *kvm, struct kvm_memory_slot *slot)
+{
+	return kvm_gmem_commit_memory_region(kvm, slot);
+}
+
+void kvm_memory_gmem_unbind(struct kvm_memory_slot *slot)
+{
+	kvm_gmem_unbind(slot);
+}
+
+/* The file that kvm_memory_gmem_prepare() took a reference to. */
+struct file *kvm_memory_gmem_file(struct kvm_memory_slot *slot)
+{
+#ifdef CONFIG_KVM_GUEST_MEMFD
+	return slot->gmem.file;
+#else
+	return NULL;
+#endif
+}
+
+int kvm_memory_lock_slots_interruptible(struct kvm *kvm)
+{
+	return mutex_lock_interruptible(&kvm->slots_lock);
+}

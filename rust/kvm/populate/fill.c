@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The memory behind guest frames that are populated, and the contents that it
+ * gets: which pages are present, what may wait for others, how they are copied.
+ * When to do what is decided in cursor.rs and fault.rs.
+ */
+#include <linux/highmem.h>
+#include <linux/kvm_dirty_ring.h>
+#include <linux/kvm_memory_core.h>
+#include <linux/uaccess.h>
+
+/* Pages that are copied at a time. */
+#define FILL_MAX	16
+
+bool kvm_memory_dirty_ring_is_full(struct kvm_vcpu *vcpu)
+{
+	return kvm_dirty_ring_check_request(vcpu);
+}
+
+/*
+ * Have memory at @hva present, up to @npages pages, and return how many are; or
+ * an error.  @how says how to wait for it.  Where the first page is present, the
+ * others are likely to be: then they are left alone.
+ */
+static long fault_in(unsigned long hva, unsigned long npages, unsigned int foll,
+		     unsigned int how)
+{
+	struct page *pages[KVM_MAP_PAGES_MAX];
+	long n;
+
+	n = get_user_pages_fast_only(hva, 1, foll, pages);
+	if (n != 1)
+		n = get_user_pages_unlocked(hva, min(npages, ARRAY_SIZE(pages)),
+					    pages, foll | how);
+	if (n > 0)
+		release_pages(pages, n);
+	return n;
+}
+
+/*
+ * Have the memory behind @npages frames present, so that the page faults to
+ * come need not get it page by page.  As far as that takes no waiting, and as
+ * far as it goes: the fault on a page finds out what is wrong with it.
+ */
+void kvm_memory_fault_in(struct kvm_vcpu *vcpu, gfn_t gfn, unsigned long npages,
+			 bool write)
+{
+	struct kvm_memory_slot *slot = kvm_vcpu_gfn_to_memslot(vcpu, gfn);
+
+	/* Behind private frames there is no other memory. */
+	if (!slot || kvm_arch_has_private_mem(vcpu->kvm) ||
+	    kvm_memslot_is_gmem_only(slot) ||
+	    slot->flags & KVM_MEMSLOT_INVALID ||
+	    (write && slot->flags & KVM_MEM_READONLY))
+		return;
+
+	fault_in(__gfn_to_hva_memslot(slot, gfn),
+		 min(npages, slot->npages - (gfn - slot->base_gfn)),
+		 write ? FOLL_WRITE : 0, FOLL_NOWAIT);
+}
+
+/*
+ * Have the memory at @source present, and wait for it as a vCPU does.  Outside
+ * of SRCU, so that no memslot update waits as well.
+ */
+int kvm_memory_fault_in_source(u64 source, unsigned long npages)
+{
+	long n = fault_in(source, min(npages, FILL_MAX), 0, FOLL_INTERRUPTIBLE);
+
+	if (n == -EINTR || n == -ENOMEM)
+		return n;
+	return n > 0 ? 0 : -EFAULT;
+}
+
+/* The page at @source, if it is present. */
+static struct page *get_source(u64 source)
+{
+	struct page *page;
+
+	if (get_user_pages_unlocked(source, 1, &page, FOLL_NOWAIT) != 1)
+		return NULL;
+	return page;
+}
+
+/* Where both are the same, a guest may be writing, and nothing must be done. */
+static int copy_contents(struct page *to, struct page *from)
+{
+	if (to == from)
+		return 0;
+
+	/* A machine check that the source causes is an error of the call only. */
+	return copy_mc_highpage(to, from) ? -EFAULT : 0;
+}
+
+/*
+ * Copy as many of @npages pages as are present here and there.  One, if the
+ * guest's memory is, at another offset, the source: a page must not be
+ * overwritten that may have to be copied again.
+ */
+static long fill_present(struct kvm *kvm, struct kvm_memory_slot *slot,
+			 gfn_t gfn, u64 source, unsigned long npages)
+{
+	unsigned long hva = __gfn_to_hva_memslot(slot, gfn);
+	struct page *from[FILL_MAX], *to[FILL_MAX];
+	long nr_from, nr_to, n, i, j;
+	int r = 0;
+
+	nr_to = pin_user_pages_fast(hva, npages, FOLL_WRITE | FOLL_NOFAULT, to);
+	if (nr_to <= 0)
+		return 0;
+
+	/* Only then: pages that are written to may have taken the place of others. */
+	nr_from = get_user_pages_fast_only(source, nr_to, 0, from);
+	nr_from = max(nr_from, 0);
+
+	n = nr_from;
+	for (i = 0; i < nr_from; i++)
+		for (j = 0; j < nr_from; j++)
+			if (i != j && from[i] == to[j])
+				n = 1;
+
+	for (i = 0; i < n && !r; i++) {
+		r = copy_contents(to[i], from[i]);
+		/* Also if that failed half way. */
+		mark_page_dirty_in_slot(kvm, slot, gfn + i);
+	}
+	release_pages(from, nr_from);
+	unpin_user_pages_dirty_lock(to, i, true);
+	unpin_user_pages(to + i, nr_to - i);
+
+	/* What failed is not done, and fails again when its turn comes. */
+	if (r)
+		return i > 1 ? i - 1 : r;
+	return i;
+}
+
+/*
+ * Copy one page, and wait for the guest's up to a signal.  Nothing else in a
+ * read section waits for user memory.
+ */
+static long fill_waiting(struct kvm *kvm, struct kvm_memory_slot *slot,
+			 gfn_t gfn, u64 source)
+{
+	struct page *from, *to;
+	long r;
+
+	/* Memory that is not made of pages has no contents to fill. */
+	r = pin_user_pages_unlocked(__gfn_to_hva_memslot(slot, gfn), 1, &to,
+				    FOLL_WRITE | FOLL_INTERRUPTIBLE | FOLL_HWPOISON);
+	if (r != 1)
+		return r == -EINTR || r == -EHWPOISON ? r : -EFAULT;
+
+	/* Only now, as in fill_present(). */
+	from = get_source(source);
+	if (!from) {
+		unpin_user_page(to);
+		return 0;
+	}
+
+	r = copy_contents(to, from);
+	mark_page_dirty_in_slot(kvm, slot, gfn);
+	put_page(from);
+	unpin_user_pages_dirty_lock(&to, 1, true);
+	return r ?: 1;
+}
+
+/* Why @gfn, which is in @slot, cannot be filled, or 0. */
+static int check_fill(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
+		      gfn_t gfn)
+{
+	if (!slot || slot->id >= KVM_USER_MEM_SLOTS)
+		return -ENOENT;
+	if (slot->flags & KVM_MEMSLOT_INVALID)
+		return -EAGAIN;
+	if (slot->flags & KVM_MEM_READONLY)
+		return -ENOENT;
+
+	if (kvm_mem_is_private(vcpu->kvm, gfn)) {
+		kvm_prepare_memory_fault_exit(vcpu, gfn_to_gpa(gfn), PAGE_SIZE,
+					      true, false, false);
+		return -EFAULT;
+	}
+	return 0;
+}
+
+/*
+ * Copy up to @npages pages from @source to @gfn and what follows it, which then
+ * are dirty; or leave @gfn as it is, hence no copy_from_user().  0 if the source
+ * is not present.
+ */
+long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
+		     unsigned long npages)
+{
+	struct kvm_memory_slot *slot = kvm_vcpu_gfn_to_memslot(vcpu, gfn);
+	struct kvm *kvm = vcpu->kvm;
+	struct page *from;
+	long r;
+
+	r = check_fill(vcpu, slot, gfn);
+	if (r)
+		return r;
+
+	/* Attributes and the dirty ring must be looked at page by page. */
+	if (kvm_arch_has_private_mem(kvm) || kvm->dirty_ring_size)
+		npages = 1;
+	npages = min3(npages, slot->npages - (gfn - slot->base_gfn), FILL_MAX);
+
+	r = fill_present(kvm, slot, gfn, source, npages);
+	if (r)
+		return r;
+
+	/* Do not wait for the guest's page if the source is what is missing. */
+	from = get_source(source);
+	if (!from)
+		return 0;
+	put_page(from);
+
+	kvm_memory_fault_in(vcpu, gfn, npages, true);
+	r = fill_present(kvm, slot, gfn, source, npages);
+	return r ?: fill_waiting(kvm, slot, gfn, source);
+}
+
+#ifdef CONFIG_HAVE_KVM_ARCH_GMEM_POPULATE
+static int copy_to_gmem(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
+			struct page *unused, void *from)
+{
+	return copy_contents(pfn_to_page(pfn), from);
+}
+
+/* The same for private memory, which is one page of guest_memfd at a time. */
+long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
+{
+	struct kvm *kvm = vcpu->kvm;
+	struct kvm_memory_slot *slot;
+	struct page *from;
+	long r;
+
+	lockdep_assert_held(&kvm->slots_lock);
+
+	slot = gfn_to_memslot(kvm, gfn);
+	if (!slot)
+		return -ENOENT;
+
+	if (!kvm_slot_has_gmem(slot) || !kvm_mem_is_private(kvm, gfn)) {
+		kvm_prepare_memory_fault_exit(vcpu, gfn_to_gpa(gfn), PAGE_SIZE,
+					      true, false, true);
+		return -EFAULT;
+	}
+
+	from = get_source(source);
+	if (!from)
+		return 0;
+
+	/* Were the source looked up again, it might have to be waited for. */
+	r = kvm_gmem_populate(kvm, gfn, NULL, 1, false, copy_to_gmem, from);
+	put_page(from);
+	return r;
+}
+#else
+long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
+{
+	return -EOPNOTSUPP;
+}
+#endif
