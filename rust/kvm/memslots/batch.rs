@@ -65,13 +65,16 @@ fn carry_out(
     scratch: Scratch<'_>,
     changes: &mut usize,
 ) -> Result {
-    let slots = Slots::new(slots, entries.len() >= INDEX_FROM)?;
-    let plan = check::check(&slots, entries, origin, scratch)
-        .map_err(|refused| Error::from(refused.error))?;
-    if plan.net_changes().next().is_none() {
-        return Ok(());
-    }
-    let prepared = Prepared::new(&slots, &plan, memfd)?;
+    let prepared = {
+        // Neither outlives this block: what follows frees slots.
+        let slots = Slots::new(slots, entries.len() >= INDEX_FROM)?;
+        let plan = check::check(&slots, entries, origin, scratch)
+            .map_err(|refused| Error::from(refused.error))?;
+        if plan.net_changes().next().is_none() {
+            return Ok(());
+        }
+        Prepared::new(&slots, &plan, memfd)?
+    };
     *changes = prepared.len();
     prepared.invalidate()?.publish().finish();
     Ok(())

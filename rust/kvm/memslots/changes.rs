@@ -54,7 +54,8 @@ impl OldSlot {
 
     fn slot(&self) -> Slot<'_> {
         // SAFETY: By the type invariant the slot is initialised and not freed while `self` is
-        // borrowed. Its fields are written by `stop_logging` only, which borrows `self` mutably.
+        // borrowed. Its fields are written by `stop_logging` only, which borrows `self` mutably, and
+        // runs when what was looked up before the batch changed anything is dropped.
         unsafe { Slot::from_raw(self.0) }
     }
 

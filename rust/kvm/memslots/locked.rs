@@ -142,8 +142,9 @@ impl<'vm> SlotsLocked<'vm> {
     pub(super) fn active(&self, as_id: u16) -> List<'_> {
         // SAFETY: The VM lives, and its list pointers change under slots_lock only.
         let list = unsafe { bindings::kvm_memory_active(self.as_ptr(), as_id.into()) };
-        // SAFETY: Lists change, and slots in them are freed, under slots_lock only; a batch, which
-        // does both, holds `SlotsLocked` mutably, and lets no list out.
+        // SAFETY: Lists change, and slots in them are freed, under slots_lock only, by a batch. It
+        // borrows `SlotsLocked` mutably (`batch::run`), so nobody outside of it has a list then; and
+        // it drops what it looked up itself before it changes anything (`batch::carry_out`).
         unsafe { List::from_raw(list) }
     }
 
@@ -155,8 +156,8 @@ impl<'vm> SlotsLocked<'vm> {
             let index = (*active).node_idx as usize ^ 1;
             &raw mut (*self.as_ptr()).__memslots[usize::from(as_id)][index]
         };
-        // SAFETY: As for the active list: it changes under slots_lock only, by a batch, which lets
-        // no list out.
+        // SAFETY: As in `active`: a batch changes the list and frees its slots, and nobody has a list
+        // then but `changes.rs`, which keeps none from one step to the next.
         unsafe { List::from_raw(list) }
     }
 

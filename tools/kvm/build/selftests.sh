@@ -48,14 +48,19 @@ our_tests() {
 	overlay_files | cut -f2 | sed -n 's|^tools/testing/selftests/kvm/\(.*_test\)\.c$|\1|p'
 }
 
+# Ours that need KVM's shadow page tables.
+SHADOW=(x86/shadow_sync_test)
+
 # our_list FLAVOUR: ours; only the debug kernel can make allocations fail, and runs the core's KUnit suites.
 our_list() {
-	printf '%s\n' shadow:memory_region_list_stress_test legacy:map_memory_test legacy:x86/hole_fault_test
+	printf 'shadow:%s\n' memory_region_list_stress_test "${SHADOW[@]}"
+	printf 'legacy:%s\n' map_memory_test x86/hole_fault_test
 	if [[ $1 == debug ]]; then
-		our_tests
+		# Nothing holds the first shadow root's test up for long enough there.
+		our_tests | grep -vxF -e "$(printf '%s\n' "${SHADOW[@]}" x86/first_shadow_root_test)"
 		find "$SRC/rust/kvm" -name '*.rs' -exec sed -n 's/^#\[.*kunit_tests(\(.*\))\]$/kunit:\1/p' {} +
 	else
-		our_tests | grep -vxF -e "$(printf '%s\n' "${WITH_C[@]}")" | grep -v fail_nth
+		our_tests | grep -vxF -e "$(printf '%s\n' "${WITH_C[@]}" "${SHADOW[@]}")" | grep -v fail_nth
 	fi
 }
 
@@ -127,10 +132,10 @@ upstream() {
 	printf '\n%-48s %-8s %-8s %s\n' "upstream's selftest" C Rust "seconds"
 	while read -r test c rust seconds; do
 		printf '%-48s %-8s %-8s %s\n' "$test" "$c" "$rust" "$seconds"
-		if [[ " ${WITH_C[*]} " == *" $test "* && $c != pass ]]; then
-			result fail "$test: $c with C" "$OUT/selftests/c-${test//\//-}.log"
-			failed=1
-		elif [[ $c == "$rust" ]]; then
+		# Ours must not fail with both; on a busy machine a race may not come about, and is skipped.
+		if [[ " ${WITH_C[*]} " == *" $test "* && "$c $rust" =~ ^(pass|skip)\ (pass|skip)$ ]]; then
+			[[ -z ${RESULTS:-} ]] || echo "pass $test: $c with C, $rust with Rust" >>"$RESULTS"
+		elif [[ $c == "$rust" && " ${WITH_C[*]} " != *" $test "* ]]; then
 			[[ -z ${RESULTS:-} ]] || echo "pass $test: $c with both" >>"$RESULTS"
 		else
 			result fail "$test: $c with C, $rust with Rust" "$OUT/selftests/rust-${test//\//-}.log"
