@@ -26,7 +26,7 @@ spdx() {
 # checkpatch does not know where the files of the overlay will be, that the sign-off comes with the series, nor the commits
 # of Linux that fixes name. It cannot read the macros of tracepoints.
 checkpatch() {
-	local ignore=FILE_PATH_CHANGES,MISSING_SIGN_OFF,BAD_FIXES_TAG
+	local ignore=FILE_PATH_CHANGES,MISSING_SIGN_OFF,BAD_FIXES_TAG,UNKNOWN_COMMIT_ID
 	local cmd=(inside "$tree/scripts/checkpatch.pl" --root="$tree" --strict --quiet --no-summary --ignore) status=0
 	mapfile -t patches < <(overlay_patches)
 	"${cmd[@]}" "$ignore" "${patches[@]/#$SRC/$IN_SRC}" || status=1
