@@ -127,7 +127,7 @@ impl<'vm> Item<'vm> {
     }
 
     /// The slot that there is afterwards.
-    fn new(&self) -> Option<&NewSlot<'vm>> {
+    fn successor(&self) -> Option<&NewSlot<'vm>> {
         match self {
             Item::Create { new } | Item::Move { new, .. } | Item::FlagsOnly { new, .. } => {
                 Some(new)
@@ -206,7 +206,7 @@ impl<'vm> Items<'vm> {
                 Item::FlagsOnly { old, .. } => Some(old.slot()),
                 _ => None,
             };
-            if let Some(new) = item.new().map(NewSlot::slot) {
+            if let Some(new) = item.successor().map(NewSlot::slot) {
                 // SAFETY: The caller guarantees that the old slot is in the list, if there is one.
                 // By the type invariant the new one overlaps nothing that stays; it is left to the
                 // lists when the batch ends.
