@@ -7,7 +7,7 @@
 
 # The commits that bring new files: the paths, the subject, the message.
 REPRODUCERS=(
-	"tools/testing/selftests/kvm/include/kmsg.h tools/testing/selftests/kvm/include/nested_guest.h tools/testing/selftests/kvm/x86/first_shadow_root_test.c tools/testing/selftests/kvm/x86/hole_fault_test.c tools/testing/selftests/kvm/x86/mmio_rmw_test.c tools/testing/selftests/kvm/x86/nx_huge_page_slot_test.c"
+	"tools/testing/selftests/kvm/include/kmsg.h tools/testing/selftests/kvm/include/nested_guest.h tools/testing/selftests/kvm/include/two_cpus.h tools/testing/selftests/kvm/x86/first_shadow_root_test.c tools/testing/selftests/kvm/x86/hole_fault_test.c tools/testing/selftests/kvm/x86/mmio_rmw_test.c tools/testing/selftests/kvm/x86/nx_huge_page_slot_test.c"
 	"KVM: selftests: Show faults at the edges of memslots"
 	"Each of these tests uses ioctls that KVM has had for years, and makes it oops, warn, or write to the wrong memory without the preceding fixes."
 )

@@ -33,6 +33,7 @@
 #include "nested_guest.h"
 #include "processor.h"
 #include "test_util.h"
+#include "two_cpus.h"
 
 #define NR_HELD		3
 #define MAX_TRIALS	12
@@ -226,20 +227,6 @@ static bool run_trial(void)
 	return held;
 }
 
-static void find_cpus(void)
-{
-	cpu_set_t set;
-	int cpu, nr = 0;
-
-	TEST_ASSERT(!sched_getaffinity(0, sizeof(set), &set),
-		    "sched_getaffinity() failed, errno %d", errno);
-	for (cpu = 0; cpu < CPU_SETSIZE && nr < 2; cpu++)
-		if (CPU_ISSET(cpu, &set))
-			cpus[nr++] = cpu;
-	__TEST_REQUIRE(nr == 2, "Needs two CPUs");
-	pin_self_to_cpu(cpus[1]);
-}
-
 static void find_page(void)
 {
 	const u64 pfn_mask = BIT(55) - 1;
@@ -285,7 +272,8 @@ int main(void)
 
 	ksft_print_header();
 	find_page();
-	find_cpus();
+	find_two_cpus(cpus);
+	pin_self_to_cpu(cpus[1]);
 	ksft_set_plan(1);
 
 	clock_gettime(CLOCK_MONOTONIC, &start);

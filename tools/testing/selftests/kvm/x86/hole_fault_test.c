@@ -25,6 +25,7 @@
 #include "kvm_util.h"
 #include "processor.h"
 #include "test_util.h"
+#include "two_cpus.h"
 
 #define HOLE_SLOT	10
 #define HOLE_GPA	0x100000000ul
@@ -239,16 +240,8 @@ static void run_test(void)
 static void find_cpus(void)
 {
 	struct sched_param param = { .sched_priority = 1 };
-	cpu_set_t set;
-	int cpu, nr = 0;
 
-	TEST_ASSERT(!sched_getaffinity(0, sizeof(set), &set),
-		    "sched_getaffinity() failed, errno %d", errno);
-	for (cpu = 0; cpu < CPU_SETSIZE && nr < 2; cpu++)
-		if (CPU_ISSET(cpu, &set))
-			cpus[nr++] = cpu;
-	__TEST_REQUIRE(nr == 2, "Needs two CPUs");
-
+	find_two_cpus(cpus);
 	pin_self_to_cpu(cpus[0]);
 	__TEST_REQUIRE(!sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &param),
 		       "Cannot have a real-time priority, errno %d", errno);

@@ -14,7 +14,6 @@
  */
 #include <pthread.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -86,10 +85,6 @@ static void *create_x(void *unused)
 int main(void)
 {
 	static u8 contents[PAGE_SIZE];
-	struct uffdio_copy copy = {
-		.src = (uintptr_t)contents,
-		.len = PAGE_SIZE,
-	};
 	pthread_t waiter, creator;
 	struct kvm_vcpu *vcpus[2];
 	u64 unsync;
@@ -123,9 +118,7 @@ int main(void)
 	run_until_done(vcpus[1]);
 	unsync = vm_get_stat(vm, mmu_unsync);
 
-	copy.dst = (uintptr_t)y;
-	TEST_ASSERT(!ioctl(uffd, UFFDIO_COPY, &copy),
-		    "UFFDIO_COPY failed, errno %d", errno);
+	uffd_copy(uffd, y, contents);
 	kvm_pthread_join(waiter, NULL);
 	kvm_pthread_join(creator, NULL);
 
