@@ -3,9 +3,8 @@
  * The seam between KVM's C code and its guest-memory core in Rust (rust/kvm/).
  *
  * C calls kvm_set_memory_region() wherever it changes a single memslot, and
- * kvm_*_ioctl_*() for the ioctls of the core.  Everything else here is for
- * Rust to call: what only C macros and inline functions can do
- * (rust/kvm/, in C), and what stays C (virt/kvm/, arch/).
+ * kvm_*_ioctl_*() for the ioctls of the core.  Rust calls everything else here:
+ * what only C macros and inline functions can do, and what stays C.
  */
 #ifndef __LINUX_KVM_MEMORY_CORE_H
 #define __LINUX_KVM_MEMORY_CORE_H
@@ -18,20 +17,14 @@ void kvm_free_memslot(struct kvm *kvm, struct kvm_memory_slot *slot);
 
 #ifdef CONFIG_KVM_RUST_MEMORY
 
-/* Largest number of entries in a list: every user slot replaced at once. */
+/* Largest number of entries in a list: one list can replace every user slot. */
 enum { KVM_MEMORY_REGION_LIST_MAX = 2 * KVM_USER_MEM_SLOTS };
 
-/* The flag in a generation that says that it must not be cached, as a bit. */
+/* The bit in a generation that forbids caching it. */
 enum {
 	KVM_MEMORY_GEN_UPDATE_BIT =
 		const_ilog2(KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS)
 };
-
-/* rust/kvm/ */
-int kvm_set_memory_region(struct kvm *kvm,
-			  const struct kvm_userspace_memory_region2 *mem);
-int kvm_vm_ioctl_set_memory_region_list(struct kvm *kvm, void __user *argp);
-int kvm_vcpu_ioctl_map_memory(struct kvm_vcpu *vcpu, void __user *argp);
 
 /**
  * struct kvm_memory_limits - what a VM allows its memslots to be
@@ -48,6 +41,11 @@ struct kvm_memory_limits {
 	u64 max_user_pages;
 	u32 flags;
 };
+
+/* rust/kvm/memslots/ioctl.rs, for C to call */
+int kvm_set_memory_region(struct kvm *kvm,
+			  const struct kvm_userspace_memory_region2 *mem);
+int kvm_vm_ioctl_set_memory_region_list(struct kvm *kvm, void __user *argp);
 
 /* rust/kvm/memslots/seam.c */
 void kvm_memory_get_limits(struct kvm *kvm, struct kvm_memory_limits *limits);
@@ -70,6 +68,9 @@ void kvm_memory_gmem_unbind(struct kvm_memory_slot *slot);
 struct file *kvm_memory_gmem_file(struct kvm_memory_slot *slot);
 int kvm_memory_lock_slots_interruptible(struct kvm *kvm);
 
+/* rust/kvm/populate/ioctl.rs, for C to call */
+int kvm_vcpu_ioctl_map_memory(struct kvm_vcpu *vcpu, void __user *argp);
+
 /* rust/kvm/populate/fill.c */
 bool kvm_memory_dirty_ring_is_full(struct kvm_vcpu *vcpu);
 void kvm_memory_fault_in(struct kvm_vcpu *vcpu, gfn_t gfn, unsigned long npages,
@@ -78,6 +79,23 @@ int kvm_memory_fault_in_source(u64 source, unsigned long npages);
 long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 		     unsigned long npages);
 long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source);
+
+/* The number of frames that kvm_arch_vcpu_map_gfns() maps in one call. */
+enum { KVM_MAP_PAGES_MAX = 64 };
+
+/* rust/kvm/populate/x86.c */
+/* The highest gfn that the vCPU can address. */
+gfn_t kvm_arch_vcpu_max_gfn(struct kvm_vcpu *vcpu);
+/* Can KVM_MAP_MEMORY with @flags be carried out; with contents, if @fill? */
+int kvm_arch_vcpu_may_map(struct kvm_vcpu *vcpu, u64 flags, bool fill);
+/*
+ * Try once to map @gfn, as the fault that KVM_MAP_MEMORY's @flags describe
+ * would, and what is easily mapped along with it of the @npages from @gfn on.
+ * Returns the number of pages from @gfn on that are mapped, of a huge page all
+ * of them; 0 if the caller must retry; -EAGAIN if the memslot is INVALID.
+ */
+long kvm_arch_vcpu_map_gfns(struct kvm_vcpu *vcpu, gfn_t gfn,
+			    unsigned long npages, u64 flags);
 
 /* rust/kvm/seam.c */
 void kvm_memory_srcu_lock(struct kvm_vcpu *vcpu);

@@ -2,28 +2,28 @@
 
 //! KVM's guest-memory core.
 //!
-//! | folder or file | holds |
+//! | folder or file | contents |
 //! |---|---|
-//! | `memslots/` | memslots: single updates, and lists of them |
+//! | `memslots/` | changing memslots: single updates, and lists of updates |
 //! | `populate/` | populating guest memory (`KVM_MAP_MEMORY`) |
-//! | `types.rs` | frame numbers and host addresses; pure |
-//! | `vm.rs`, `vcpu.rs` | a VM that lives; a vCPU that is loaded, and its SRCU read sections |
-//! | `seam.c` | what all folders need of C macros and inline functions |
+//! | `types.rs` | guest frame numbers and host virtual addresses; pure |
+//! | `vm.rs`, `vcpu.rs` | a VM; a loaded vCPU and its SRCU read sections |
+//! | `seam.c` | C macros and inline functions that all folders need |
 //!
-//! A family of ioctls has a folder: with the place where C calls in (`ioctl.rs`), the logic that
-//! knows nothing of the kernel (no `unsafe`, compiled and tested on the host too), what makes it
-//! take effect, and what must be C.
+//! Each family of ioctls has a folder. It contains `ioctl.rs`, which C calls; pure logic, which uses
+//! neither kernel types nor `unsafe` and is compiled and tested on the host too; the code that
+//! carries out what the logic decided; and what only C can do.
 //!
 //! # Lock order
 //!
 //! `kvm->lock`, then `vcpu->mutex`, then `kvm->slots_lock`, then `kvm->slots_arch_lock`, then
-//! `kvm->mn_invalidate_lock` or `kvm->mmu_lock`. Binding a guest_memfd takes its `invalidate_lock`
-//! inside of `slots_arch_lock`.
+//! `kvm->mn_invalidate_lock` or `kvm->mmu_lock`. Binding a guest_memfd takes that file's
+//! `invalidate_lock` inside `slots_arch_lock`.
 //!
-//! `slots_lock` is held for the whole of a batch. `slots_arch_lock` guards the architecture's part
-//! of slots that are in a list; it is dropped once lists are swapped, before the wait for
-//! `kvm->srcu`, as vCPUs take it inside of an SRCU read section. `slots_lock` is never taken inside
-//! of one.
+//! A batch holds `slots_lock` throughout. `slots_arch_lock` protects the architecture's part of
+//! the slots in a list. A swap drops it before it waits for `kvm->srcu`, because vCPUs take it
+//! inside a read section. Nothing takes `slots_lock` inside a read section, because a batch holds it
+//! while it waits for readers.
 
 pub mod memslots;
 pub mod populate;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What all of the memory core needs of macros and inline functions, none of
- * which Rust can call.
+ * Macros and inline functions that every part of the memory core needs.  Rust
+ * can call neither.
  */
 #include <linux/kvm_memory_core.h>
 #include <linux/sched.h>

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The words that memslots are described in: frame numbers, slot ids, flags.
+//! Guest frame numbers, host virtual addresses, and ranges of frames.
 //!
-//! Nothing here knows the kernel: this file and `check.rs` are compiled and tested on the host too.
-//! All arithmetic on values that userspace chose is checked; ranges are half-open.
+//! Pure: no kernel type is used here, and the file is compiled and tested on the host too. Ranges
+//! are half-open. Arithmetic on values that userspace chose is checked.
 
 /// Log2 of the page size.
 pub const PAGE_SHIFT: u32 = 12;
@@ -21,14 +21,14 @@ pub struct Hva(pub u64);
 /// The guest frames `start..end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GfnRange {
-    /// The first.
+    /// Start (inclusive).
     pub start: Gfn,
-    /// The first behind.
+    /// End (exclusive).
     pub end: Gfn,
 }
 
 impl GfnRange {
-    /// `npages` frames from `start`; [`None`] if they wrap around.
+    /// Returns the `npages` frames from `start`, or [`None`] if the end overflows.
     pub const fn new(start: Gfn, npages: u64) -> Option<Self> {
         match start.0.checked_add(npages) {
             Some(end) => Some(Self {
@@ -39,7 +39,7 @@ impl GfnRange {
         }
     }
 
-    /// The frames of both.
+    /// Returns the frames that both ranges contain, or [`None`] if there are none.
     pub fn intersection(self, other: Self) -> Option<Self> {
         let start = self.start.max(other.start);
         let end = self.end.min(other.end);

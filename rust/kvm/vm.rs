@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A VM that lives.
+//! A VM (`struct kvm`).
 
-use core::marker::PhantomData;
-use core::ptr::NonNull;
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+
 use kernel::bindings;
 
-/// A VM that lives for `'vm`.
+/// A pointer to a VM that stays allocated during `'vm`.
 ///
 /// # Invariants
 ///
-/// `kvm` points to a `struct kvm` that is initialised, and not freed during `'vm`.
+/// `kvm` points to an initialised `struct kvm`, which is not freed during `'vm`.
 #[derive(Clone, Copy)]
 pub(crate) struct Vm<'vm> {
     kvm: NonNull<bindings::kvm>,
@@ -18,14 +21,14 @@ pub(crate) struct Vm<'vm> {
 }
 
 impl Vm<'_> {
-    /// Names a VM that C handed over.
+    /// Wraps the pointer that C passed in.
     ///
     /// # Safety
     ///
-    /// `kvm` points to an initialised `struct kvm` which is not freed during the lifetime of the
+    /// `kvm` points to an initialised `struct kvm`, which is not freed during the lifetime of the
     /// result.
     pub(crate) unsafe fn from_raw(kvm: NonNull<bindings::kvm>) -> Self {
-        // INVARIANT: The caller guarantees it.
+        // INVARIANT: The caller guarantees that the VM is initialised and not freed during `'vm`.
         Self {
             kvm,
             _vm: PhantomData,

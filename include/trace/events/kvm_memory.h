@@ -7,7 +7,7 @@
 
 #include <linux/tracepoint.h>
 
-/* One for each batch of memslot updates, single updates being batches of one. */
+/* Once for each batch of memslot updates.  A single update is a batch of one. */
 TRACE_EVENT(kvm_memslot_batch,
 	TP_PROTO(unsigned int entries, unsigned int changes, unsigned int swaps,
 		 int error),
@@ -32,7 +32,7 @@ TRACE_EVENT(kvm_memslot_batch,
 		  __entry->error)
 );
 
-/* One for each list of memslots that is made the active one. */
+/* Once for each list of memslots that becomes the active one. */
 TRACE_EVENT(kvm_memslot_swap,
 	TP_PROTO(unsigned int as_id, u64 generation),
 	TP_ARGS(as_id, generation),
@@ -53,7 +53,7 @@ TRACE_EVENT(kvm_memslot_swap,
 
 #endif /* _TRACE_KVM_MEMORY_H */
 
-/* The file is not named after the system, which it shares with kvm.h. */
+/* The system is kvm, but trace/events/kvm.h has that name already. */
 #undef TRACE_INCLUDE_FILE
 #define TRACE_INCLUDE_FILE kvm_memory
 

@@ -2,8 +2,8 @@
 /*
  * KVM guest memory: user interface of the memory core in rust/kvm/.
  *
- * Included by <linux/kvm.h>; include that one.  The meaning of every ioctl is
- * written down in Documentation/virt/kvm/memory/.
+ * <linux/kvm.h> includes this file; include that one.  See
+ * Documentation/virt/kvm/memory/ for what the ioctls do.
  */
 #ifndef _UAPI_LINUX_KVM_MEMORY_H
 #define _UAPI_LINUX_KVM_MEMORY_H
@@ -11,27 +11,23 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-/*
- * Capabilities.  Upstream counts up from 0 and has reached a few hundred; the
- * values here stay clear of it by a distance.
- */
+/* Capabilities, numbered far above those in <linux/kvm.h>. */
 #define KVM_CAP_USER_MEMORY_REGION_LIST	0x10001
 #define KVM_CAP_MAP_MEMORY		0x10002
 
 /**
  * struct kvm_userspace_memory_region_entry - one memslot update of a list
- * @slot: bits 0-15 the slot id, bits 16-31 the address space
- * @flags: KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY or 0
- * @guest_phys_addr: where the slot starts in guest physical memory, in bytes,
- *	page aligned
+ * @slot: slot id in bits 0-15, address space in bits 16-31
+ * @flags: any of KVM_MEM_LOG_DIRTY_PAGES and KVM_MEM_READONLY
+ * @guest_phys_addr: guest physical address of the slot, in bytes, page aligned
  * @memory_size: size of the slot in bytes, page aligned; 0 deletes the slot
- * @userspace_addr: start of the memory behind the slot, page aligned
- * @invalidate_slot: 1 says that the caller takes this entry for a deletion or
- *	a move (an error if it is neither), 0 says nothing
+ * @userspace_addr: user address of the slot's memory, page aligned
+ * @invalidate_slot: 1 asserts that the entry deletes or moves the slot, and
+ *	fails with EINVAL if it does neither; 0 asserts nothing
  * @padding: must be 0
  *
- * The first 32 bytes are a struct kvm_userspace_memory_region and mean the
- * same.
+ * The first 32 bytes have the layout and the meaning of struct
+ * kvm_userspace_memory_region.
  */
 struct kvm_userspace_memory_region_entry {
 	__u32 slot;
@@ -46,10 +42,10 @@ struct kvm_userspace_memory_region_entry {
 /**
  * struct kvm_userspace_memory_region_list - argument of
  *	KVM_SET_USER_MEMORY_REGION_LIST
- * @nent: number of entries, at most what KVM_CHECK_EXTENSION gives for
+ * @nent: number of entries, at most what KVM_CHECK_EXTENSION returns for
  *	KVM_CAP_USER_MEMORY_REGION_LIST
  * @flags: must be 0
- * @entries: the updates, in the order in which they take effect
+ * @entries: the updates; each one applies to the result of those before it
  */
 struct kvm_userspace_memory_region_list {
 	__u32 nent;
@@ -58,14 +54,14 @@ struct kvm_userspace_memory_region_list {
 };
 
 /*
- * Available with KVM_CAP_USER_MEMORY_REGION_LIST.  The size in the number is
- * that of the header alone: _IOW(KVMIO, 0x49, 8 bytes) = 0x4008AE49.
- * KVM_SET_USER_MEMORY_REGION2 has the same nr and another size.
+ * Available with KVM_CAP_USER_MEMORY_REGION_LIST.  The ioctl number encodes the
+ * size of the struct without entries, 8 bytes: 0x4008AE49.
+ * KVM_SET_USER_MEMORY_REGION2 has the same nr with another size.
  */
 #define KVM_SET_USER_MEMORY_REGION_LIST \
 	_IOW(KVMIO, 0x49, struct kvm_userspace_memory_region_list)
 
-/* The fault that KVM_MAP_MEMORY stands in for; a read, if there is none. */
+/* The kind of access that KVM_MAP_MEMORY prepares for.  0 is a read. */
 #define KVM_MEMORY_MAPPING_FLAG_WRITE	(1ULL << 0)
 #define KVM_MEMORY_MAPPING_FLAG_EXEC	(1ULL << 1)
 #define KVM_MEMORY_MAPPING_FLAG_USER	(1ULL << 2)
@@ -76,11 +72,11 @@ struct kvm_userspace_memory_region_list {
  * @base_gfn: first guest frame to populate
  * @nr_pages: number of frames to populate, not 0
  * @flags: KVM_MEMORY_MAPPING_FLAG_*
- * @source: where the contents of the memory are to be copied from, page
- *	aligned; 0 leaves them as they are
+ * @source: user address to copy the contents from, page aligned; 0 keeps the
+ *	contents
  *
- * On return, whatever the result, @base_gfn, @nr_pages and @source (unless it
- * is 0) describe what is left to do.
+ * On return, after success or failure, @base_gfn, @nr_pages and @source (unless
+ * it is 0) describe what is left to do.
  */
 struct kvm_memory_mapping {
 	__u64 base_gfn;
@@ -90,7 +86,7 @@ struct kvm_memory_mapping {
 };
 
 /*
- * Available with KVM_CAP_MAP_MEMORY.  KVM_PRE_FAULT_MEMORY has the same nr and
+ * Available with KVM_CAP_MAP_MEMORY.  KVM_PRE_FAULT_MEMORY has the same nr with
  * another size.
  */
 #define KVM_MAP_MEMORY	_IOWR(KVMIO, 0xd5, struct kvm_memory_mapping)

@@ -1,46 +1,55 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A memslot update from its entries to the end: check, prepare, commit.
+//! The three phases of a batch: check, prepare, commit.
 //!
-//! * *check* ([`super::check`]) is pure: it finds out what the entries mean, or the first that
-//!   would fail.
-//! * *prepare* ([`Prepared::new`]) allocates. Nothing is visible yet; dropping [`Prepared`] undoes
-//!   it.
-//! * *commit* puts an INVALID copy in the place of every slot that goes away or moves (one swap),
-//!   and flushes their mappings ([`Prepared::invalidate`]); makes the final slots the active ones
-//!   (one swap, [`Invalidated::publish`]); and counts, tells the architecture, and frees
-//!   ([`Published::finish`]). From the first swap on page faults on INVALID slots retry, and KVM's
-//!   own accesses go on through the copies. Without such a slot there is no first swap.
+//! * *check* ([`super::check`]) is pure. It decides what the entries mean, or finds the first one
+//!   that would fail.
+//! * *prepare* ([`Prepared::new`]) allocates. Nothing is visible yet, and dropping [`Prepared`]
+//!   undoes it.
+//! * *commit* has three steps. [`Prepared::invalidate`] replaces every slot that is deleted or moved
+//!   with an INVALID copy, by one swap, and flushes the mappings of these slots. Page faults on
+//!   INVALID slots retry, while KVM's own accesses continue through the copies. A batch without such
+//!   slots skips this step. [`Invalidated::publish`] makes the final slots the active ones, by one
+//!   swap. [`Published::finish`] updates the VM's counts, calls the architecture, and frees.
 //!
 //! [`Invalidated::publish`]: super::changes::Invalidated::publish
 //! [`Published::finish`]: super::changes::Published::finish
 //!
 //! # Why reading through an INVALID slot is safe
 //!
-//! A reader that accesses guest memory holds `kvm->srcu` from looking up the slot to the last
-//! access, or looks it up again if the generation changed. The INVALID copy names the same memory
-//! as the slot did. When the second swap has waited, no reader that found an INVALID copy is left,
-//! so nothing can be written to memory that only an old slot named once the batch is over; all such
-//! writes count as made before it.
+//! A reader that accesses guest memory holds `kvm->srcu` from the look-up of the slot to the last
+//! access, or looks it up again if the generation has changed. The INVALID copy maps the same memory
+//! as the old slot. The second swap waits until no reader uses an INVALID copy. So nobody writes to
+//! memory that only an old slot mapped after the batch has returned, and all earlier writes count as
+//! made before the batch.
 
-use super::changes::Prepared;
-use super::check;
-use super::check::Origin;
-use super::check::Scratch;
-use super::locked::Slots;
-use super::locked::SlotsLocked;
-use super::new_slot::GuestMemfd;
-use super::types::Entry;
+use super::{
+    changes::Prepared,
+    check::{
+        self,
+        Origin,
+        Scratch, //
+    },
+    locks::SlotsLocked,
+    new_slot::GuestMemfd,
+    types::Entry,
+    view::ActiveSlots, //
+};
+
 use kernel::prelude::*;
 
-/// Length of a list from which on an index of all slots costs less than looking its slots up one by
-/// one. Where exactly does not matter: both are fast there.
+/// Number of entries from which an index of all slots costs less than looking up each entry's slot
+/// in the hash table. The exact value is uncritical: near it, both are fast.
 const INDEX_FROM: usize = 256;
 
-/// Has a batch checked and carried out.
+/// Checks a batch and carries it out. `scratch` is working memory for `entries`; `memfd` belongs to
+/// the only entry of a single update.
 ///
-/// Slots that the caller looked up before cannot be used after it, for it frees slots: it borrows
-/// `slots` mutably.
+/// Borrows `slots` mutably, because it frees slots: the caller cannot keep slots that it has looked
+/// up before.
+///
+/// Returns the error of the first entry that would have failed, or one of preparing the batch. The
+/// slots then are what they were.
 pub(super) fn run(
     slots: &mut SlotsLocked<'_>,
     entries: &[Entry],
@@ -56,7 +65,7 @@ pub(super) fn run(
     result
 }
 
-/// `changes` receives the number of changes once it is known.
+/// The phases of [`run`]. Sets `changes` to the number of changes once it is known.
 fn carry_out(
     slots: &SlotsLocked<'_>,
     entries: &[Entry],
@@ -66,14 +75,14 @@ fn carry_out(
     changes: &mut usize,
 ) -> Result {
     let prepared = {
-        // Neither outlives this block: what follows frees slots.
-        let slots = Slots::new(slots, entries.len() >= INDEX_FROM)?;
-        let plan = check::check(&slots, entries, origin, scratch)
+        // Both are dropped before the first step that frees slots.
+        let active = ActiveSlots::new(slots, entries.len() >= INDEX_FROM)?;
+        let plan = check::check(&active, entries, origin, scratch)
             .map_err(|refused| Error::from(refused.error))?;
         if plan.net_changes().next().is_none() {
             return Ok(());
         }
-        Prepared::new(&slots, &plan, memfd)?
+        Prepared::new(&active, &plan, memfd)?
     };
     *changes = prepared.len();
     prepared.invalidate()?.publish().finish();

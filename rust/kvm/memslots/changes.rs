@@ -1,99 +1,49 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The slots that a batch takes out of the lists, and those that it puts in.
+//! Phases 2 and 3 of a batch: preparing the slots that it adds and removes, and committing them.
 //!
-//! The state of the lists is a type, and each step uses up the one before, so that no other order
-//! compiles:
+//! Each state of the lists is a type, and each step consumes the state before it, so that no other
+//! order of steps compiles:
 //!
 //! ```text
 //! Plan --prepare--> Prepared --invalidate--> Invalidated --publish--> Published --finish--> ()
 //! ```
 //!
-//! Every step that edits lists edits the inactive ones, swaps, and then edits the others in the
-//! same way: between steps both lists of an address space are equal, node for node. All that edits
-//! lists and frees slots is here.
+//! A step that changes lists changes the inactive ones, swaps, and then changes the others in the
+//! same way. So between steps both lists of an address space contain the same slots. No other file
+//! of the core changes lists, or frees slots that were in them.
 
-use super::check::NetKind;
-use super::check::Plan;
-use super::check::Relog;
-use super::dirty;
-use super::locked::ArchLocked;
-use super::locked::Slots;
-use super::locked::SlotsLocked;
-use super::new_slot::GuestMemfd;
-use super::new_slot::NewSlot;
-use super::slot::Slot;
-use super::slot::SlotBox;
-use super::types::Change;
-use super::types::SlotFlags;
-use core::ptr::NonNull;
-use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
-use kernel::bindings;
-use kernel::prelude::*;
+use super::{
+    check::{
+        NetKind,
+        Plan,
+        Relog, //
+    },
+    dirty,
+    locks::{
+        ArchLocked,
+        SlotsLocked, //
+    },
+    new_slot::{
+        GuestMemfd,
+        NewSlot, //
+    },
+    old_slot::OldSlot,
+    slot::{
+        Slot,
+        SlotBox, //
+    },
+    types::Change,
+    view::ActiveSlots, //
+};
 
-/// A slot that was in the lists when the batch began, and that the batch takes out of them.
-///
-/// Dropping it does nothing: the slot is in the lists again, or still.
-///
-/// # Invariants
-///
-/// Points to an initialised slot that nothing frees but [`Self::free`] and [`Self::free_with_all`],
-/// which use this up. It is the only `OldSlot` for its slot.
-struct OldSlot(NonNull<bindings::kvm_memory_slot>);
+use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
+    bindings,
+    prelude::*, //
+};
 
-impl OldSlot {
-    /// # Safety
-    ///
-    /// `slot` is in the lists. The caller's batch makes no other `OldSlot` for it, and holds
-    /// slots_lock for as long as the result exists.
-    unsafe fn new(slot: Slot<'_>) -> Result<Self> {
-        // INVARIANT: Slots in the lists are freed under slots_lock only, and the caller guarantees
-        // the rest.
-        Ok(Self(NonNull::new(slot.as_ptr()).ok_or(EIO)?))
-    }
-
-    fn slot(&self) -> Slot<'_> {
-        // SAFETY: By the type invariant the slot is initialised and not freed while `self` is
-        // borrowed. Its fields are written by `stop_logging` only, which borrows `self` mutably, and
-        // runs when what was looked up before the batch changed anything is dropped.
-        unsafe { Slot::from_raw(self.0) }
-    }
-
-    /// Makes the slot look like one that does not log.
-    ///
-    /// # Safety
-    ///
-    /// No list holds the slot, and no reader sees it.
-    unsafe fn stop_logging(&mut self) {
-        // SAFETY: By the type invariant the slot is allocated, and the caller guarantees that
-        // nobody else uses it.
-        unsafe { (*self.0.as_ptr()).flags &= !SlotFlags::LOG_DIRTY.0 };
-    }
-
-    /// Frees the slot, but not what hangs on it.
-    ///
-    /// # Safety
-    ///
-    /// No list holds the slot, and no reader sees it.
-    unsafe fn free(self) {
-        // SAFETY: Slots in the lists come from `NewSlot::leak`. By the type invariant nothing else
-        // frees this one, and the caller guarantees the rest.
-        drop(unsafe { SlotBox::from_raw(self.0) });
-    }
-
-    /// Frees the slot and all that hangs on it.
-    ///
-    /// # Safety
-    ///
-    /// No list holds the slot, and no reader sees it. It shares nothing with a slot that stays.
-    unsafe fn free_with_all(self, slots: &SlotsLocked<'_>) {
-        // SAFETY: The VM lives. By the type invariant nothing else frees the slot, and the caller
-        // guarantees the rest.
-        unsafe { bindings::kvm_free_memslot(slots.vm().as_ptr(), self.0.as_ptr()) };
-    }
-}
-
-/// What happens to one slot.
+/// One change of the lists. `invalid` is the INVALID copy of `old`.
 enum Item<'vm> {
     Create {
         new: NewSlot<'vm>,
@@ -116,7 +66,7 @@ enum Item<'vm> {
 }
 
 impl<'vm> Item<'vm> {
-    /// The slot that goes away or moves, and its INVALID copy.
+    /// Returns the slot that is deleted or moved, and its INVALID copy.
     fn invalidated(&self) -> Option<(Slot<'_>, Slot<'_>)> {
         match self {
             Item::Delete { old, invalid } | Item::Move { old, invalid, .. } => {
@@ -126,7 +76,7 @@ impl<'vm> Item<'vm> {
         }
     }
 
-    /// The slot that there is afterwards.
+    /// Returns the slot that the batch adds.
     fn successor(&self) -> Option<&NewSlot<'vm>> {
         match self {
             Item::Create { new } | Item::Move { new, .. } | Item::FlagsOnly { new, .. } => {
@@ -136,7 +86,7 @@ impl<'vm> Item<'vm> {
         }
     }
 
-    /// The address space, as a bit.
+    /// Returns the address space as a mask.
     fn as_bit(&self) -> u32 {
         let slot = match self {
             Item::Delete { old, .. } => old.slot(),
@@ -148,53 +98,55 @@ impl<'vm> Item<'vm> {
     }
 }
 
-/// What a batch changes.
+/// The changes of a batch.
 ///
 /// # Invariants
 ///
-/// Each slot of the lists occurs once at most. What the items bring overlaps neither itself nor
-/// what stays in the lists.
+/// Each slot in the lists occurs at most once. The slots that the items add overlap neither each
+/// other nor the slots that stay in the lists.
 struct Items<'vm>(KVVec<Item<'vm>>);
 
 impl<'vm> Items<'vm> {
-    /// The address spaces in which a slot goes away or moves.
+    /// Returns the mask of the address spaces in which a slot is deleted or moved.
     fn invalidated_spaces(&self) -> u32 {
         let gone = self.0.iter().filter(|item| item.invalidated().is_some());
         gone.fold(0, |mask, item| mask | item.as_bit())
     }
 
-    /// The address spaces that change.
+    /// Returns the mask of the address spaces that change.
     fn spaces(&self) -> u32 {
         self.0.iter().fold(0, |mask, item| mask | item.as_bit())
     }
 
-    /// In the inactive lists, puts INVALID copies in the place of the slots that go away or move;
-    /// or the other way round.
+    /// In the inactive lists, replaces the slots that are deleted or moved with their INVALID
+    /// copies, or if `back` the copies with the slots.
     ///
     /// # Safety
     ///
-    /// What is replaced is in the inactive lists. If these will be swapped in next, slots_arch_lock
-    /// is held.
+    /// The inactive lists contain what is replaced. If the next swap publishes them, the current
+    /// task holds slots_arch_lock.
     unsafe fn put_copies(&self, slots: &SlotsLocked<'_>, back: bool) {
         for (old, invalid) in self.0.iter().filter_map(Item::invalidated) {
             let (from, to) = if back { (invalid, old) } else { (old, invalid) };
-            // SAFETY: The caller guarantees that `from` is in the list, and then `to` is not: it
-            // takes the same frames. Both stay allocated while the batch exists, which takes out of
-            // the lists what it frees.
+            // SAFETY: No reader sees the inactive list, and `slots` proves that slots_lock is held.
+            // The caller guarantees that `from` is in the list; `to` maps the same frames, so that
+            // it is not, and overlaps nothing else. The batch frees neither before it is out of the
+            // lists.
             unsafe { slots.inactive(old.id().as_id).replace(Some(from), Some(to)) };
         }
     }
 
-    /// Puts the final slots in the inactive lists. What goes is taken out first: slots in a list do
-    /// not overlap.
+    /// Puts the final slots in the inactive lists, after removing the INVALID copies: slots in a
+    /// list must not overlap.
     ///
     /// # Safety
     ///
-    /// The INVALID copies are in the inactive lists, and the old slots that change flags only. If
-    /// the lists will be swapped in next, slots_arch_lock is held.
+    /// The inactive lists contain the INVALID copies, and the old slots of which only the flags
+    /// change. If the next swap publishes the lists, the current task holds slots_arch_lock.
     unsafe fn put_final(&self, slots: &SlotsLocked<'_>) {
         for (_, invalid) in self.0.iter().filter_map(Item::invalidated) {
-            // SAFETY: The caller guarantees that the copy is in the list.
+            // SAFETY: No reader sees the inactive list, and `slots` proves that slots_lock is held.
+            // The caller guarantees that the copy is in the list.
             unsafe {
                 slots
                     .inactive(invalid.id().as_id)
@@ -207,17 +159,17 @@ impl<'vm> Items<'vm> {
                 _ => None,
             };
             if let Some(new) = item.successor().map(NewSlot::slot) {
-                // SAFETY: The caller guarantees that the old slot is in the list, if there is one.
-                // By the type invariant the new one overlaps nothing that stays; it is left to the
-                // lists when the batch ends.
+                // SAFETY: No reader sees the inactive list, and `slots` proves that slots_lock is
+                // held. The caller guarantees that the old slot, if there is one, is in the list. By
+                // the type invariant the new one overlaps nothing that stays. When the batch ends,
+                // it leaves the new one to the lists.
                 unsafe { slots.inactive(new.id().as_id).replace(old, Some(new)) };
             }
         }
     }
 }
 
-/// A batch that has all it needs. Both lists of each address space are as they were; dropping it
-/// undoes it.
+/// A batch that has allocated everything. The lists have not changed. Dropping it undoes it.
 #[must_use]
 pub(super) struct Prepared<'a, 'vm> {
     items: Items<'vm>,
@@ -225,21 +177,23 @@ pub(super) struct Prepared<'a, 'vm> {
 }
 
 impl<'a, 'vm> Prepared<'a, 'vm> {
-    /// Makes all that `plan`, which is one of `slots`, needs and that can fail: new slots, INVALID
-    /// copies, dirty bitmaps, the architecture's data. Binds the guest_memfd.
+    /// Prepares the changes of `plan`, which was made from `slots`: new slots, INVALID copies, dirty
+    /// bitmaps, the architecture's data, the binding to `memfd`.
+    ///
+    /// Fails with the error of an allocation, of the architecture's hook or of the guest_memfd.
     pub(super) fn new(
-        slots: &Slots<'a, 'vm>,
-        plan: &Plan<'_, Slots<'a, 'vm>>,
+        slots: &ActiveSlots<'a, 'vm>,
+        plan: &Plan<'_, ActiveSlots<'a, 'vm>>,
         memfd: Option<GuestMemfd>,
     ) -> Result<Self> {
-        let locked = slots.locked;
+        let locked = slots.locked();
         let arch = locked.lock_arch();
         let mut items = KVVec::with_capacity(plan.max_changes(), GFP_KERNEL_ACCOUNT)?;
         for net in plan.net_changes() {
             let old = || -> Result<OldSlot> {
-                // SAFETY: `find` gives slots in the lists. A plan has one net change for each slot,
-                // from which one `OldSlot` is made. The lock is held while the result exists, as
-                // `arch` borrows it.
+                // SAFETY: `find` returns slots in the lists. A plan has at most one net change for
+                // each slot, for which one `OldSlot` is made. Every state of the batch borrows
+                // `SlotsLocked`, so that slots_lock is held.
                 unsafe { OldSlot::new(slots.find(net.slot).ok_or(EIO)?) }
             };
             if let NetKind::Delete | NetKind::Replace(_) = net.kind {
@@ -278,22 +232,23 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
             };
             items.push(item, GFP_KERNEL_ACCOUNT)?;
         }
-        // INVARIANT: The check that made the plan has found no overlap, and slots_lock has been
-        // held since.
+        // INVARIANT: The plan has at most one net change for each slot. Its check has found no
+        // overlap, and slots_lock has been held since.
         Ok(Self {
             items: Items(items),
             arch,
         })
     }
 
-    /// The number of changes; a replacement is two.
+    /// Returns the number of changes. A replacement counts as two.
     pub(super) fn len(&self) -> usize {
         self.items.0.len()
     }
 
-    /// Puts INVALID copies in the place of all slots that go away or move, in both lists, by one
-    /// swap, and flushes what the second-level page tables have of them. Does nothing if there are
-    /// none. The one thing in it that can fail puts the old slots back.
+    /// Replaces all slots that are deleted or moved with INVALID copies, in both lists, by one swap,
+    /// and flushes their mappings from the second-level page tables. Does nothing if there are none.
+    ///
+    /// Fails if [`Items::refresh`] does, after putting the old slots back.
     pub(super) fn invalidate(self) -> Result<Invalidated<'a, 'vm>> {
         let Self {
             mut items,
@@ -304,21 +259,25 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
             return Ok(Invalidated { items, arch });
         }
 
-        // SAFETY: Both lists have the old slots, and `arch` proves that slots_arch_lock is held.
-        unsafe { items.put_copies(arch.slots, false) };
+        // SAFETY: No step has changed the lists, so that both contain the old slots. `arch` proves
+        // that slots_arch_lock is held.
+        unsafe { items.put_copies(arch.slots(), false) };
         let slots = arch.swap(spaces);
-        // SAFETY: The lists that were active until the swap still have the old slots.
+        // SAFETY: The lists that were active until the swap have not changed, so that they contain
+        // the old slots. The next swap does not happen before slots_arch_lock is taken again.
         unsafe { items.put_copies(slots, false) };
         let gone = items.0.iter().filter_map(Item::invalidated);
         slots.flush(gone.map(|(old, _)| old));
 
         arch = slots.lock_arch();
         if let Err(error) = items.refresh(&arch) {
-            // The old slots are complete and in no list: back with them, in both.
-            // SAFETY: Both lists have the copies, and `arch` proves that slots_arch_lock is held.
-            unsafe { items.put_copies(arch.slots, true) };
+            // Put the old slots back, whose data has been refreshed, before anything is freed.
+            // SAFETY: Both lists contain the copies, which put_copies() above put there. `arch`
+            // proves that slots_arch_lock is held.
+            unsafe { items.put_copies(arch.slots(), true) };
             let slots = arch.swap(spaces);
-            // SAFETY: The lists that were active until the swap still have the copies.
+            // SAFETY: The lists that were active until the swap have not changed, so that they
+            // contain the copies.
             unsafe { items.put_copies(slots, true) };
             return Err(error);
         }
@@ -327,26 +286,28 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
 }
 
 impl<'vm> Items<'vm> {
-    /// Brings the architecture's part of all slots up to date, after slots_arch_lock was free: the
-    /// first shadow root of the VM may have been made, or an external page tracker registered.
+    /// Brings the architecture's data of all slots up to date. While slots_arch_lock was free, a
+    /// vCPU may have made the VM's first shadow root, or an external page tracker registered.
+    ///
+    /// Fails with `ENOMEM`, or with `EINVAL` if the page tracker forbids a move.
     fn refresh(&mut self, arch: &ArchLocked<'_, 'vm>) -> Result {
-        // First what cannot fail, so that old slots can be put back.
+        // This cannot fail and comes first, because a roll-back puts these slots back.
         for (old, invalid) in self.0.iter().filter_map(Item::invalidated) {
-            // SAFETY: The lists have the copies, and no reader that found the old slot is left
-            // after the swap.
+            // SAFETY: The lists contain the copy instead of the old slot, and the swap has waited
+            // for readers that had found the old slot.
             unsafe { old.copy_arch(invalid, arch) };
         }
         for item in &mut self.0 {
             match item {
-                // SAFETY: The new slot is in no list, so no reader sees it.
+                // SAFETY: The final slots are in no list yet, so that no reader sees this one.
                 Item::FlagsOnly { old, new, .. } => unsafe {
                     new.slot().copy_arch(old.slot(), arch);
                 },
                 Item::Create { new } => new.refresh_arch(arch)?,
                 Item::Move { new, .. } => {
-                    // Somebody may have begun to track writes, which forbids moves.
+                    // An external page tracker, which forbids moves, may have registered.
                     if !arch
-                        .slots
+                        .slots()
                         .arch_allows(Change::Move, new.slot().mapping().gfns)
                     {
                         return Err(EINVAL);
@@ -360,8 +321,8 @@ impl<'vm> Items<'vm> {
     }
 }
 
-/// A batch of which nothing can fail any more. Both lists have its INVALID copies, which readers
-/// may see: it must be published, not dropped.
+/// A batch that can no longer fail. Both lists contain its INVALID copies, if it has any, and
+/// readers see these: it must be published, not dropped.
 #[must_use]
 pub(super) struct Invalidated<'a, 'vm> {
     items: Items<'vm>,
@@ -369,32 +330,32 @@ pub(super) struct Invalidated<'a, 'vm> {
 }
 
 impl<'a, 'vm> Invalidated<'a, 'vm> {
-    /// Makes the final slots the active ones, in one swap, gives dirty bits to successors, and
-    /// brings the lists that were active up to date.
+    /// Publishes the final slots by one swap, carries dirty bits to them, and puts them in the lists
+    /// that were active.
     pub(super) fn publish(self) -> Published<'a, 'vm> {
         let Self { items, arch } = self;
-        // SAFETY: Both lists have the copies and the other old slots, and `arch` proves that
-        // slots_arch_lock is held.
-        unsafe { items.put_final(arch.slots) };
+        // SAFETY: Both lists contain the copies, from invalidate(), and the other old slots, which
+        // no step has replaced. `arch` proves that slots_arch_lock is held.
+        unsafe { items.put_final(arch.slots()) };
         let slots = arch.swap(items.spaces());
 
-        // The lists that were active still tell which slots went from where. Where the batch takes
-        // nothing away, there is no INVALID slot.
+        // The lists that were active still contain the INVALID copies. An address space in which no
+        // slot is deleted or moved has none.
         for item in &items.0 {
             if let Item::Create { new } | Item::Move { new, .. } = item {
-                for as_id in 0..slots.address_spaces() {
+                for as_id in 0..slots.limits().address_spaces {
                     dirty::carry(slots.inactive(as_id), new.slot());
                 }
             }
         }
-        // SAFETY: The lists that were active until the swap still have the copies and the other old
-        // slots.
+        // SAFETY: The lists that were active until the swap have not changed, so that they contain
+        // the copies and the other old slots. No swap of this batch follows.
         unsafe { items.put_final(slots) };
         Published { items, slots }
     }
 }
 
-/// A batch that readers see. Both lists have the final slots; it must be finished, not dropped.
+/// A batch that readers see. Both lists contain the final slots: it must be finished, not dropped.
 #[must_use]
 pub(super) struct Published<'a, 'vm> {
     items: Items<'vm>,
@@ -402,17 +363,19 @@ pub(super) struct Published<'a, 'vm> {
 }
 
 impl Published<'_, '_> {
-    /// Counts, tells the architecture, and frees what is gone, deletions first.
+    /// Updates the counts, calls the architecture's commit hooks, deletions first, and frees the old
+    /// slots.
     pub(super) fn finish(self) {
         let Self { items, slots } = self;
-        // The architecture bounds its shadow pages by this, and must not see what is in between.
+        // Count everything before the first hook: the architecture limits its shadow pages by the
+        // count, and must not see an intermediate one.
         for item in &items.0 {
             match item {
                 Item::Delete { old, .. } => {
                     slots.add_pages(old.slot().mapping().npages().wrapping_neg());
                 }
                 Item::Create { new } => slots.add_pages(new.slot().mapping().npages()),
-                // They keep their size.
+                // The size stays the same.
                 Item::Move { .. } | Item::FlagsOnly { .. } => {}
             }
         }
@@ -423,9 +386,10 @@ impl Published<'_, '_> {
         }
         for item in items.0 {
             match item {
-                // SAFETY: The lists have the final slots, and no reader that found another is left
-                // after the swap. A deleted slot shares nothing with a slot that stays.
-                Item::Delete { old, .. } => unsafe { old.free_with_all(slots) },
+                // SAFETY: Both lists contain the final slots only, and the swap has waited for readers
+                // that had found others. A deleted slot shares resources with its INVALID copy only,
+                // which frees none of them.
+                Item::Delete { old, .. } => unsafe { old.free_with_resources(slots) },
                 Item::Create { new } => {
                     slots.commit(None, Some(new.slot()), Change::Create);
                     new.leak();
@@ -441,7 +405,8 @@ impl Published<'_, '_> {
     }
 }
 
-/// Commits a change that handed on what hangs on `old`, then frees `old`, which no reader sees.
+/// Commits a MOVE or FLAGS_ONLY, and frees `old`, which no reader sees, without the resources that
+/// `new` has taken over.
 fn replaced(
     slots: &SlotsLocked<'_>,
     mut old: OldSlot,
@@ -450,10 +415,10 @@ fn replaced(
     change: Change,
 ) {
     if relog == Relog::Yes && old.slot().logs_dirty() {
-        // Logging was off for a moment that nobody saw. The architecture must see it, to protect
-        // the pages that the new bitmap says are clean.
-        // SAFETY: The lists have the new slot, and no reader that found the old one is left after
-        // the swap.
+        // The list turned logging off and on again. The architecture must see logging start, to
+        // write-protect the pages that the new bitmap says are clean.
+        // SAFETY: Both lists contain the new slot instead of the old one, and the swap has waited
+        // for readers that had found the old one.
         unsafe { old.stop_logging() };
         slots.add_logging(-1);
     }
@@ -461,11 +426,13 @@ fn replaced(
 
     let bitmap = old.slot().dirty_bitmap();
     if new.slot().dirty_bitmap() != bitmap {
-        // SAFETY: No reader sees the old slot, and the new one has another bitmap or none.
+        // SAFETY: No reader sees the old slot any more, and the new one has not taken over its
+        // bitmap.
         unsafe { bindings::kvfree(bitmap.cast()) };
     }
     new.leak();
-    // SAFETY: The lists have the new slot, and no reader that found the old one is left. What else
-    // hung on it is the new slot's now, or was freed by the architecture (MOVE).
+    // SAFETY: Both lists contain the new slot instead of the old one, and the swap has waited for
+    // readers that had found the old one. Its other resources belong to the new slot, or were freed
+    // by the commit hook (MOVE).
     unsafe { old.free() };
 }

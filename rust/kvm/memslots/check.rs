@@ -1,127 +1,135 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! First phase of a memslot update: decide what every entry of a list means, or refuse the list.
+//! The first phase of a batch: decides what each entry means, or refuses the batch.
 //!
-//! [`check`] gives a list the meaning of its entries applied one by one, in order, and finds the
-//! error of the first that would fail, without applying any. What comes out is a [`Plan`]: for each
-//! slot that ends up different, the one [`NetChange`] that leads there.
+//! A list means what its entries mean when they are applied one by one, in order. [`check`] finds
+//! that meaning, or the error of the first entry that would fail, without applying any. The result
+//! is a [`Plan`]: for each slot that ends up different, the one [`NetChange`] that makes it so.
 //!
-//! The phase is pure. It sees the present slots and the rules of the architecture through [`View`],
-//! writes to nothing but the [`Scratch`] that the caller hands in, and cannot allocate. That makes
-//! it testable on the host against an oracle that does apply entry by entry.
+//! The phase is pure. It sees the active slots and the rules of the architecture through [`View`],
+//! writes only to the [`Scratch`] that its caller provides, and does not allocate. So tests on the
+//! host can compare it with an oracle that does apply entry by entry.
 //!
-//! # How earlier entries are counted in
+//! # Taking earlier entries into account
 //!
-//! Slots that no earlier entry touched are asked of the view. For the others the latest entry on
-//! the slot says what it is: entries are sorted by slot once, so that each knows its predecessor.
-//! The ranges of slots that earlier entries left in place are kept by rank in the gfn order of all
-//! entries, as bits of a [`RankSet`]: as live slots never overlap, the live neighbours left and
-//! right of an entry's rank are the only ones that can collide with it.
+//! If no earlier entry touched a slot, the view says what it maps; otherwise the latest entry on the
+//! slot does. Entries are sorted by slot once, so that each knows its predecessor. A [`RankSet`] has
+//! the live entries, which are those whose slot exists as they left it, by their rank in the gfn
+//! order of all entries. Live slots do not overlap, so that an entry can only collide with its live
+//! neighbours in that order.
 //!
-//! Whatever the n entries and the N slots are, an entry takes O(log N) look-ups on average: runs of
-//! slots that the list has already superseded are skipped in one step the second time
+//! An entry takes O(log N) look-ups on average, whatever the n entries and the N slots are: when a
+//! range of slots that the list has superseded is searched again, it is skipped in one step
 //! (`Step::skip`).
 //!
 //! # Alternatives
 //!
-//! Applying the entries to the inactive list as they are checked needs no overlay, but then a
-//! refusal has to be rolled back, and the phase could not be separated from the kernel's lists.
-//! Loading all the slots into a scratch map makes a list of two entries cost as much as the VM has
-//! slots.
+//! Applying the entries to the inactive list while checking needs no overlay of earlier entries, but
+//! a refusal has to be rolled back, and checking could not be separated from the kernel's lists.
+//! Loading all slots into a scratch map makes the cost of a list of two entries proportional to the
+//! VM's slots.
 
-use super::rank_set::RankSet;
-use super::types::Change;
-use super::types::Entry;
-use super::types::Mapping;
-use super::types::SlotFlags;
-use super::types::SlotId;
-use crate::types::Gfn;
-use crate::types::GfnRange;
-use crate::types::Hva;
-use crate::types::PAGE_SHIFT;
-use crate::types::PAGE_SIZE;
+use super::{
+    rank_set::RankSet,
+    types::{
+        Change,
+        Entry,
+        Mapping,
+        SlotFlags,
+        SlotId, //
+    }, //
+};
 
-/// Why a list is refused.
+use crate::types::{
+    Gfn,
+    GfnRange,
+    Hva,
+    PAGE_SHIFT,
+    PAGE_SIZE, //
+};
+
+/// Why an entry is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// `-EINVAL`: an argument breaks a rule.
+    /// `-EINVAL`: an argument is invalid.
     Invalid,
     /// `-EEXIST`: the range overlaps another slot.
     Exists,
-    /// `-EIO`: the VM's page count does not fit its slots, a bug of the kernel.
+    /// `-EIO`: the VM's page count is less than the pages of its slots, which is a kernel bug.
     Corrupt,
 }
 
-/// A refused list: the position of the first entry that would have failed, and its error.
+/// A refused batch: the first entry that would have failed, and its error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// Position in the list, from 0.
+    /// Position of the entry in the list, from 0.
     pub index: usize,
-    /// What a single update with this entry would have given.
+    /// The error that a single update with this entry would have returned.
     pub error: Error,
 }
 
-/// Where entries come from; decides which of them may carry a guest_memfd.
+/// Where entries come from, which decides whether they may use a guest_memfd or internal slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// `KVM_SET_USER_MEMORY_REGION_LIST`.
     List,
     /// A single update.
     Single {
-        /// In bytes; used with [`SlotFlags::GUEST_MEMFD`] only.
+        /// In bytes. Only used with [`SlotFlags::GUEST_MEMFD`].
         guest_memfd_offset: u64,
     },
 }
 
-/// The rules of a VM that do not change while slots do.
+/// What a VM allows its slots to be (`struct kvm_memory_limits`).
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Number of address spaces.
     pub address_spaces: u16,
     /// Number of slot ids, internal ones included.
     pub slots: u16,
-    /// Number of slot ids for userspace; the internal ones stand above.
+    /// Number of slot ids for userspace. Internal ids follow them.
     pub user_slots: u16,
     /// Largest size of a user slot, in pages.
     pub max_user_pages: u64,
-    /// All flags that the VM knows.
+    /// Flags that a slot may have.
     pub flags: SlotFlags,
 }
 
-/// The VM as [`check`] sees it, before the first entry.
+/// The VM as it is before the first entry.
 pub trait View {
-    /// The fixed rules.
+    /// Returns what the VM allows its slots to be.
     fn limits(&self) -> Limits;
-    /// The pages of all slots in all address spaces.
+    /// Returns the number of pages in all slots of all address spaces.
     fn nr_pages(&self) -> u64;
-    /// What slot `id` maps, if it exists.
+    /// Returns what slot `id` maps, or [`None`] if it does not exist.
     fn slot(&self, id: SlotId) -> Option<Mapping>;
-    /// The lowest slot of address space `as_id` that shares a frame with `gfns`: none if that is
-    /// empty, or ends before it starts.
+    /// Returns the lowest slot of address space `as_id` that shares a frame with `gfns`, and its
+    /// frames. Returns [`None`] if there is no such slot, or `gfns.start >= gfns.end`.
     fn first_in(&self, as_id: u16, gfns: GfnRange) -> Option<(SlotId, GfnRange)>;
-    /// Whether `[hva, hva + size)` can be memory of the calling process.
+    /// Returns whether `[hva, hva + size)`, in bytes, is in the user address space.
     fn is_user_range(&self, hva: Hva, size: u64) -> bool;
-    /// Whether the architecture lets `gfns` be the target of `change` (CREATE or MOVE).
+    /// Returns whether the architecture allows `change` (CREATE or MOVE) to put a slot at `gfns`.
     fn arch_allows(&self, change: Change, gfns: GfnRange) -> bool;
 }
 
+/// No entry, where the number of one is expected.
 const NONE: u32 = u32::MAX;
 
-/// What [`check`] notes about one entry.
+/// What [`check`] records about one entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
     change: Change,
     /// The entry before this one on the same slot, or [`NONE`].
     prev: u32,
-    /// Position in the gfn order of all entries.
+    /// Position of the entry in the gfn order of all entries.
     rank: u32,
-    /// For the first entry on a slot: all slots of the view from that slot up to this frame are
-    /// superseded.
+    /// For the first entry on a slot: the list has superseded all slots of the view from this one up
+    /// to this frame number.
     skip: u64,
 }
 
 impl Step {
-    /// A step to fill scratch memory with.
+    /// The value that scratch memory must be initialised with.
     pub const EMPTY: Self = Self {
         change: Change::Nothing,
         prev: NONE,
@@ -132,51 +140,51 @@ impl Step {
 
 /// Working memory for a list of n entries.
 pub struct Scratch<'a> {
-    /// n steps.
+    /// n times [`Step::EMPTY`].
     pub steps: &'a mut [Step],
-    /// n entry numbers, to be sorted by slot.
+    /// Room for n entry numbers, which are sorted by slot.
     pub by_slot: &'a mut [u32],
-    /// n entry numbers, to be sorted by gfn.
+    /// Room for n entry numbers, which are sorted by gfn.
     pub by_gfn: &'a mut [u32],
-    /// [`RankSet::words`] of n words, all 0.
+    /// [`RankSet::words`]`(n)` words of 0.
     pub ranks: &'a mut [u64],
 }
 
-/// The one change that brings a slot from before the list to after it.
+/// The one change that has the same effect on a slot as all entries on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetChange {
     /// The slot that changes.
     pub slot: SlotId,
-    /// How it changes.
+    /// The change.
     pub kind: NetKind,
 }
 
-/// Kinds of [`NetChange`], with what the slot maps afterwards.
+/// Kinds of [`NetChange`], with what the slot maps after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NetKind {
-    /// The slot did not exist.
+    /// The slot did not exist, and exists after the list.
     Create(Mapping),
-    /// The slot ceases to exist.
+    /// The slot existed, and does not exist after the list.
     Delete,
-    /// The slot was deleted, and created again.
+    /// The list deletes the slot and creates it again.
     Replace(Mapping),
-    /// The slot goes to other frames, maybe with other flags.
+    /// The slot moves to other frames, and its flags may change.
     Move(Mapping, Relog),
-    /// The slot gets other flags, or starts its dirty log anew.
+    /// The flags change, or the dirty log starts anew.
     FlagsOnly(Mapping, Relog),
 }
 
-/// Whether the list has dirty logging off in between, so that the log starts anew.
+/// Whether the list turns dirty logging off and on again, so that the log starts anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Relog {
-    /// The log goes on.
+    /// The log continues.
     No,
     /// The log starts anew.
     Yes,
 }
 
-/// A list that has been checked: nothing in it can be refused any more, only fail for lack of
-/// resources.
+/// A batch that has passed the check. Carrying it out can still fail for lack of resources, or
+/// because of a guest_memfd.
 pub struct Plan<'a, V> {
     view: &'a V,
     entries: &'a [Entry],
@@ -184,7 +192,7 @@ pub struct Plan<'a, V> {
     by_slot: &'a [u32],
 }
 
-/// The part of `check` that looks things up.
+/// The state of [`check`] from one entry to the next.
 struct Checker<'a, V> {
     view: &'a V,
     limits: Limits,
@@ -195,9 +203,11 @@ struct Checker<'a, V> {
     live: RankSet<'a>,
 }
 
-/// Checks `entries` against the slots of `view`.
+/// Checks `entries`, taken together, against the slots of `view`.
 ///
-/// The slices in `scratch` are as long as [`Scratch`] says; `entries` has fewer than 2³² elements.
+/// `entries` must have fewer than 2³² elements. `scratch` must be as [`Scratch`] says.
+///
+/// Returns the first entry that would fail if all were applied one by one, and its error.
 pub fn check<'a, V: View>(
     view: &'a V,
     entries: &'a [Entry],
@@ -252,7 +262,7 @@ pub fn check<'a, V: View>(
     })
 }
 
-/// What an entry maps if it is not a deletion. The entry has been checked, or is about to be.
+/// Returns what an entry maps that is not a deletion, or [`None`] if its frame numbers overflow.
 fn mapping(entry: &Entry) -> Option<Mapping> {
     Some(Mapping {
         gfns: GfnRange::new(
@@ -269,7 +279,7 @@ const fn is_page_aligned(value: u64) -> bool {
 }
 
 impl<V: View> Checker<'_, V> {
-    /// Checks entry `i`, all before it having passed.
+    /// Checks entry `i`. All entries before it have passed.
     fn entry(&mut self, i: usize, origin: Origin, nr_pages: &mut u64) -> Result<(), Error> {
         let entry = &self.entries[i];
         let id = entry.slot_id();
@@ -293,7 +303,7 @@ impl<V: View> Checker<'_, V> {
             (Some(old), Some(new)) => {
                 const FIXED: SlotFlags = SlotFlags::READONLY.union(SlotFlags::GUEST_MEMFD);
 
-                // A slot on a guest_memfd can only be deleted.
+                // A slot with a guest_memfd can only be deleted.
                 if new.flags.contains(SlotFlags::GUEST_MEMFD)
                     || new.hva != old.hva
                     || new.npages() != old.npages()
@@ -322,8 +332,8 @@ impl<V: View> Checker<'_, V> {
             if self.collides(i, id, new.gfns) {
                 return Err(Error::Exists);
             }
-            // The errors of a guest_memfd come before those of the architecture, and are found only
-            // when it is bound; the architecture's hook then looks again.
+            // Errors of a guest_memfd take precedence over those of the architecture. prepare finds
+            // both, in this order.
             if !new.flags.contains(SlotFlags::GUEST_MEMFD)
                 && !self.view.arch_allows(change, new.gfns)
             {
@@ -338,7 +348,8 @@ impl<V: View> Checker<'_, V> {
         Ok(())
     }
 
-    /// The rules that an entry can break by itself. Gives what it maps, [`None`] for a deletion.
+    /// Checks the rules that concern the entry alone. Returns what it maps, or [`None`] for a
+    /// deletion.
     fn arguments(&self, entry: &Entry, origin: Origin) -> Result<Option<Mapping>, Error> {
         let limits = &self.limits;
         let flags = SlotFlags(entry.flags);
@@ -348,7 +359,7 @@ impl<V: View> Checker<'_, V> {
 
         let mut known = limits.flags;
         if memfd {
-            // Neither logging nor write protection exists for private memory.
+            // KVM can neither log nor write-protect private memory.
             known = SlotFlags(known.0 & SlotFlags::GUEST_MEMFD.0);
         }
         let memfd_ok = match origin {
@@ -387,7 +398,7 @@ impl<V: View> Checker<'_, V> {
         mapping(entry).map(Some).ok_or(Error::Invalid)
     }
 
-    /// What the slot of entry `i`, which has passed, maps after it.
+    /// Returns what the slot of entry `i` maps after that entry, which has passed.
     fn result(&self, i: u32) -> Option<Mapping> {
         match self.steps[i as usize].change {
             Change::Delete => None,
@@ -395,8 +406,8 @@ impl<V: View> Checker<'_, V> {
         }
     }
 
-    /// Whether `gfns` shares a frame with a slot other than `id`, as things stand before entry `i`.
-    /// What earlier entries made of slot `id` itself is not in `live` any more.
+    /// Returns whether `gfns` shares a frame with a slot other than `id`, as slots are before entry
+    /// `i`. The caller has removed the earlier entry on slot `id`, if there is one, from `live`.
     fn collides(&mut self, i: usize, id: SlotId, gfns: GfnRange) -> bool {
         let rank = self.steps[i].rank as usize;
         let neighbours = [self.live.before(rank), self.live.after(rank)];
@@ -422,8 +433,8 @@ impl<V: View> Checker<'_, V> {
         false
     }
 
-    /// Lets later look-ups pass over `gfns`, in which all slots of the view are superseded, in one
-    /// step.
+    /// Makes later look-ups skip `gfns` in one step. The list has superseded all slots of the view in
+    /// this range.
     fn skip_superseded(&mut self, i: usize, as_id: u16, mut gfns: GfnRange) {
         while let Some((other, other_gfns)) = self.view.first_in(as_id, gfns) {
             gfns.start = other_gfns.end;
@@ -435,8 +446,8 @@ impl<V: View> Checker<'_, V> {
         }
     }
 
-    /// If entry `i` or one before it touches slot `id`, so that the view no longer tells what it
-    /// is: the first that does.
+    /// Returns the first entry on slot `id`, or [`None`] if that comes after entry `i`, so that the
+    /// view still says what the slot maps.
     fn superseded(&self, id: SlotId, i: usize) -> Option<usize> {
         let entry = |i: u32| &self.entries[i as usize];
         let at = self.by_slot.partition_point(|&j| entry(j).slot_id() < id);
@@ -446,17 +457,17 @@ impl<V: View> Checker<'_, V> {
 }
 
 impl<V: View> Plan<'_, V> {
-    /// What each entry does to its slot, in the order of the list.
+    /// Returns what each entry does to its slot, in the order of the list.
     pub fn changes(&self) -> impl Iterator<Item = Change> + '_ {
         self.steps.iter().map(|step| step.change)
     }
 
-    /// An upper bound of the changes to make; a replacement counts as two.
+    /// Returns an upper bound on the number of changes. A replacement counts as two.
     pub fn max_changes(&self) -> usize {
         self.entries.len()
     }
 
-    /// The slots that end up different, in the order of address space and id.
+    /// Returns the slots that end up different, in the order of address space and id.
     pub fn net_changes(&self) -> impl Iterator<Item = NetChange> + '_ {
         self.by_slot
             .chunk_by(|&a, &b| self.entry(a).slot == self.entry(b).slot)
@@ -471,7 +482,7 @@ impl<V: View> Plan<'_, V> {
         &self.entries[i as usize]
     }
 
-    /// Composes the entries `run`, which are all those on `slot`, in the order of the list.
+    /// Combines the entries `run`, which are all those on `slot`, in the order of the list.
     fn net_change(&self, slot: SlotId, run: &[u32]) -> Option<NetKind> {
         let change = |i: u32| self.steps[i as usize].change;
         let old = self.view.slot(slot);

@@ -1,18 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Dirty bits that go from the slots that a batch takes away to those that it brings.
+//! Carrying dirty bits from the slots that a batch deletes or moves to those that it adds.
 
-use super::list::List;
-use super::slot::Slot;
-use super::types::Mapping;
-use crate::types::GfnRange;
-use crate::types::PAGE_SHIFT;
+use super::{
+    list::List,
+    slot::Slot,
+    types::Mapping, //
+};
+
+use crate::types::{
+    GfnRange,
+    PAGE_SHIFT, //
+};
+
 use kernel::bitmap::Bitmap;
 
-/// Sets the bits in the dirty bitmap of `new` for pages that a slot of `before` logged, which this
-/// batch deleted or moved, and that `new` has at the same gfn and the same host address.
+/// Carries dirty bits to `new` from the slots in `before` that this batch deletes or moves, for the
+/// pages that both map at the same gfn and the same host address.
 ///
-/// No reader sees `before` any more, so that all bits are there.
+/// `before` is an inactive list that still has the slots from before the last swap. No reader sees
+/// it any more, so that no bit is set in their bitmaps after it was carried.
 pub(super) fn carry(before: List<'_>, new: Slot<'_>) {
     let to = new.mapping();
     if new.dirty_bitmap().is_null() {
@@ -26,36 +33,47 @@ pub(super) fn carry(before: List<'_>, new: Slot<'_>) {
         };
         let same_host = hva_of_frame_0(from) == hva_of_frame_0(to);
         if old.is_invalid() && same_host && !old.dirty_bitmap().is_null() {
-            or_bits(old, new, shared);
+            // SAFETY: Both bitmaps were found not to be null. Both slots contain `shared`, the
+            // intersection of their frames.
+            unsafe { or_bits(old, new, shared) };
         }
         rest.start = shared.end;
     }
 }
 
-/// Where frame 0 would be if the mapping reached there: equal for mappings that agree on the frames
-/// that they share.
+/// Returns the host address that frame 0 would have if the mapping extended to it. Two mappings put
+/// the frames that they share at the same addresses if the results are equal, and only then.
 fn hva_of_frame_0(mapping: Mapping) -> u64 {
     let bytes = mapping.gfns.start.0 << PAGE_SHIFT;
     mapping.hva.0.wrapping_sub(bytes)
 }
 
-/// Sets the bits for `gfns` in the bitmap of `to` that are set in the bitmap of `from`. Both slots
-/// have a bitmap, and contain `gfns`.
-fn or_bits(from: Slot<'_>, to: Slot<'_>, gfns: GfnRange) {
+/// Sets the bits for `gfns` in the bitmap of `to` that are set in the bitmap of `from`. vCPUs may
+/// set bits of `to` concurrently.
+///
+/// # Safety
+///
+/// Both slots have a dirty bitmap, and contain `gfns`.
+unsafe fn or_bits(from: Slot<'_>, to: Slot<'_>, gfns: GfnRange) {
     let npages = (gfns.end.0 - gfns.start.0) as usize;
-    // The bitmap up to the last of `gfns`, and the bit of the first.
-    fn bits(slot: Slot<'_>, gfns: GfnRange, npages: usize) -> (&Bitmap, usize) {
+    /// Returns the bitmap up to the end of `gfns`, and the number of the bit of their first frame.
+    ///
+    /// # Safety
+    ///
+    /// The slot has a dirty bitmap, and contains `gfns`, which are `npages` frames.
+    unsafe fn bits(slot: Slot<'_>, gfns: GfnRange, npages: usize) -> (&Bitmap, usize) {
         let start = (gfns.start.0 - slot.mapping().gfns.start.0) as usize;
-        // SAFETY: The slot has a bitmap of a bit a page, at most i32::MAX of them, and contains
-        // `gfns`. Bitmaps are freed with their slots only, which stay allocated while `slot`
-        // borrows them, and all others change bits atomically.
+        // SAFETY: The caller guarantees that the slot has a bitmap and contains `gfns`. The bitmap
+        // has a bit for each page of the slot, at most i32::MAX of them. It is freed with the slot,
+        // which `slot` borrows. Everybody else accesses bits atomically.
         let bitmap = unsafe { Bitmap::from_raw(slot.dirty_bitmap(), start + npages) };
         (bitmap, start)
     }
-    let (source, source_start) = bits(from, gfns, npages);
-    let (target, target_start) = bits(to, gfns, npages);
+    // SAFETY: The caller guarantees that both slots have a bitmap and contain `gfns`.
+    let ((source, source_start), (target, target_start)) =
+        unsafe { (bits(from, gfns, npages), bits(to, gfns, npages)) };
 
-    // A log that starts with all bits set has nothing to gain.
+    // All bits are set already if the VM uses KVM_DIRTY_LOG_INITIALLY_SET.
     if target.next_zero_bit(target_start).is_none() {
         return;
     }
@@ -73,15 +91,25 @@ fn or_bits(from: Slot<'_>, to: Slot<'_>, gfns: GfnRange) {
 #[kernel::macros::kunit_tests(kvm_memory_dirty)]
 mod tests {
     use super::*;
-    use crate::memslots::slot::SlotBox;
-    use crate::memslots::types::SlotFlags;
-    use crate::memslots::types::SlotId;
-    use crate::types::Gfn;
-    use crate::types::Hva;
+
+    use crate::{
+        memslots::{
+            slot::SlotBox,
+            types::{
+                SlotFlags,
+                SlotId, //
+            }, //
+        },
+        types::{
+            Gfn,
+            Hva, //
+        }, //
+    };
+
     use kernel::prelude::*;
 
-    /// A slot on `gfns` with host memory such that frame 0 would be at `hva_of_frame_0`, whose
-    /// dirty bitmap is `bitmap`.
+    /// Makes a slot that maps `gfns`, at host addresses that put frame 0 at `hva_of_frame_0`, and
+    /// logs to `bitmap`.
     fn logging(gfns: (u64, u64), hva_of_frame_0: u64, bitmap: &mut [usize]) -> Result<SlotBox> {
         let mapping = Mapping {
             gfns: GfnRange {
@@ -92,15 +120,15 @@ mod tests {
             flags: SlotFlags::LOG_DIRTY,
         };
         let mut slot = SlotBox::new(SlotId { as_id: 0, id: 0 }, mapping)?;
-        // SAFETY: The slot is private to the test, which the bitmap outlives.
+        // SAFETY: Only the test uses the slot, and the bitmap outlives the test's last use of it.
         unsafe { (*slot.as_mut_ptr()).dirty_bitmap = bitmap.as_mut_ptr().cast() };
         Ok(slot)
     }
 
     #[test]
     fn dirty_bits_go_to_the_same_frames() -> Result {
-        // Frames 100..200 are split: 120..200 become a slot of their own. Pages 100, 119, 120, 183,
-        // 184 and 199 are dirty.
+        // A slot of frames 100..200 is split, so that 120..200 are a slot of their own. The dirty
+        // frames are at the edges of the new slot and of the words of its bitmap.
         let (mut old, mut new) = ([0usize; 2], [0usize; 2]);
         for frame in [100, 119, 120, 183, 184, 199] {
             let bit = frame - 100;
@@ -112,7 +140,9 @@ mod tests {
         assert_eq!(hva_of_frame_0(from.mapping()), hva_of_frame_0(to.mapping()));
 
         let shared = from.mapping().gfns.intersection(to.mapping().gfns);
-        or_bits(from, to, shared.ok_or(EINVAL)?);
+        // SAFETY: `logging` gave both slots a bitmap with a bit for each frame. Both contain the
+        // intersection of their frames.
+        unsafe { or_bits(from, to, shared.ok_or(EINVAL)?) };
         let dirty = |frame: usize| new[(frame - 120) / 64] & (1 << ((frame - 120) % 64)) != 0;
         for frame in 120..200 {
             assert_eq!(dirty(frame), [120, 183, 184, 199].contains(&frame));

@@ -1,34 +1,52 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Where C calls in to change memslots.
+//! The functions that C calls to change memslots.
 //!
 //! The C side is `include/linux/kvm_memory_core.h`. Arguments from userspace are copied once, here,
-//! and only the copy is looked at.
+//! and only the copy is used.
 
-use super::batch;
-use super::check;
-use super::check::Origin;
-use super::check::Scratch;
-use super::check::Step;
-use super::locked::SlotsLocked;
-use super::new_slot::GuestMemfd;
-use super::rank_set::RankSet;
-use super::types::Entry;
-use super::types::SlotFlags;
+use super::{
+    batch,
+    check::{
+        self,
+        Origin,
+        Scratch,
+        Step, //
+    },
+    locks::SlotsLocked,
+    new_slot::GuestMemfd,
+    rank_set::RankSet,
+    types::{
+        Entry,
+        SlotFlags, //
+    }, //
+};
+
 use crate::vm::Vm;
-use core::ffi::c_int;
-use core::ffi::c_void;
-use core::mem::offset_of;
-use core::ptr::NonNull;
-use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
-use kernel::bindings;
-use kernel::error::from_result;
-use kernel::prelude::*;
-use kernel::transmute::FromBytes;
-use kernel::uaccess::UserPtr;
-use kernel::uaccess::UserSlice;
 
-// SAFETY: All bit patterns are valid for integers, and there is no padding between the fields.
+use core::{
+    ffi::{
+        c_int,
+        c_void, //
+    },
+    mem::offset_of,
+    ptr::NonNull, //
+};
+
+use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
+    bindings,
+    error::from_result,
+    prelude::*,
+    transmute::FromBytes,
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    }, //
+};
+
+// SAFETY: All fields are integers or arrays of them, for which every bit pattern is valid. `Entry`
+// has no padding.
 unsafe impl FromBytes for Entry {}
 
 const _: () = {
@@ -41,14 +59,15 @@ const _: () = {
     assert!(offset_of!(Entry, invalidate_slot) == offset_of!(Uapi, invalidate_slot));
 };
 
-/// The fixed part of `struct kvm_userspace_memory_region_list`.
+/// The part of `struct kvm_userspace_memory_region_list` before the entries.
 #[repr(C)]
 struct ListHeader {
     nent: u32,
     flags: u32,
 }
 
-// SAFETY: All bit patterns are valid for integers, and there is no padding between the fields.
+// SAFETY: All fields are integers, for which every bit pattern is valid. `ListHeader` has no
+// padding.
 unsafe impl FromBytes for ListHeader {}
 
 impl From<check::Error> for Error {
@@ -61,23 +80,25 @@ impl From<check::Error> for Error {
     }
 }
 
-/// Changes a single memslot.
+/// Creates, deletes, moves or changes the flags of a single memslot. Returns 0 or a negative errno.
 ///
 /// # Safety
 ///
-/// `kvm` points to a VM that lives, and whose `slots_lock` the current task holds; `mem` to an
-/// initialised struct in kernel memory, which nobody changes.
+/// `kvm` points to an initialised VM, `mem` to an initialised struct in kernel memory. During this
+/// call the VM is not freed, the current task holds its `slots_lock`, and nobody writes to the
+/// struct.
 #[export]
 pub unsafe extern "C" fn kvm_set_memory_region(
     kvm: *mut bindings::kvm,
     mem: *const bindings::kvm_userspace_memory_region2,
 ) -> c_int {
     from_result(|| {
-        // SAFETY: The caller guarantees that the VM lives during this call.
+        // SAFETY: The caller guarantees that the VM is initialised, and not freed during this call.
         let vm = unsafe { Vm::from_raw(NonNull::new(kvm).ok_or(EINVAL)?) };
-        // SAFETY: The caller guarantees that the lock is held.
+        // SAFETY: The caller guarantees that the current task holds slots_lock during this call.
         let mut slots = unsafe { SlotsLocked::assume_locked(vm) };
-        // SAFETY: The caller guarantees that `mem` is initialised and does not change.
+        // SAFETY: The caller guarantees that `mem` points to an initialised struct, to which nobody
+        // writes during this call.
         set_region(&mut slots, unsafe { &*mem })?;
         Ok(0)
     })
@@ -110,18 +131,18 @@ fn set_region(slots: &mut SlotsLocked<'_>, mem: &bindings::kvm_userspace_memory_
     batch::run(slots, &entries, origin, memfd, scratch)
 }
 
-/// `KVM_SET_USER_MEMORY_REGION_LIST`.
+/// Implements `KVM_SET_USER_MEMORY_REGION_LIST`. Returns 0 or a negative errno.
 ///
 /// # Safety
 ///
-/// `kvm` points to a VM that lives during this call.
+/// `kvm` points to an initialised VM, which is not freed during this call.
 #[export]
 pub unsafe extern "C" fn kvm_vm_ioctl_set_memory_region_list(
     kvm: *mut bindings::kvm,
     argp: *mut c_void,
 ) -> c_int {
     from_result(|| {
-        // SAFETY: The caller guarantees that the VM lives during this call.
+        // SAFETY: The caller guarantees that the VM is initialised, and not freed during this call.
         let vm = unsafe { Vm::from_raw(NonNull::new(kvm).ok_or(EINVAL)?) };
         set_region_list(vm, UserPtr::from_ptr(argp))?;
         Ok(0)
@@ -159,15 +180,17 @@ fn set_region_list(vm: Vm<'_>, argp: UserPtr) -> Result {
     batch::run(&mut slots, &entries, Origin::List, None, scratch)
 }
 
-/// Copies `n` entries from `argp`.
+/// Copies `n` entries from user address `argp`.
 fn read_entries(argp: UserPtr, n: usize) -> Result<KVVec<Entry>> {
     let bytes = n.checked_mul(size_of::<Entry>()).ok_or(EINVAL)?;
     let mut entries = KVVec::<Entry>::with_capacity(n, GFP_KERNEL_ACCOUNT)?;
     let room = entries.spare_capacity_mut().as_mut_ptr().cast();
-    // SAFETY: There is room for `n` entries.
+    // SAFETY: The vector has allocated room for `n` entries, which are `bytes` bytes, and nobody else
+    // uses it. `read_raw` does not read from the slice, so that it may be uninitialised.
     let room = unsafe { core::slice::from_raw_parts_mut(room, bytes) };
     UserSlice::new(argp, bytes).reader().read_raw(room)?;
-    // SAFETY: `read_raw` has written `n` entries, which any bytes are valid for.
+    // SAFETY: The capacity is at least `n`. `read_raw` has written `n` entries, for which all bytes
+    // are valid.
     unsafe { entries.inc_len(n) };
     Ok(entries)
 }

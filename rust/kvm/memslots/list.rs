@@ -2,22 +2,34 @@
 
 //! One of the two memslot lists of an address space (`struct kvm_memslots`).
 
-use super::slot::Slot;
-use super::types::SlotId;
-use crate::types::GfnRange;
-use crate::types::PAGE_SHIFT;
-use core::marker::PhantomData;
-use core::mem::offset_of;
-use core::ptr::null_mut;
-use core::ptr::NonNull;
+use super::{
+    slot::Slot,
+    types::SlotId, //
+};
+
+use crate::types::{
+    GfnRange,
+    PAGE_SHIFT, //
+};
+
+use core::{
+    marker::PhantomData,
+    mem::offset_of,
+    ptr::{
+        null_mut,
+        NonNull, //
+    }, //
+};
+
 use kernel::bindings;
 
-/// A list, as those see it who hold `kvm->slots_lock`.
+/// A list that does not change during `'l`, except by [`Self::replace`]: it borrows from
+/// `kvm->slots_lock`.
 ///
 /// # Invariants
 ///
-/// `list` points to one of the lists of a VM, which nobody changes during `'l` but through
-/// [`Self::replace`]. Its slots stay allocated during `'l`.
+/// `list` points to one of the lists of a VM. During `'l` only [`Self::replace`] changes it, and its
+/// slots are not freed.
 #[derive(Clone, Copy)]
 pub(super) struct List<'l> {
     list: *mut bindings::kvm_memslots,
@@ -27,10 +39,11 @@ pub(super) struct List<'l> {
 impl<'l> List<'l> {
     /// # Safety
     ///
-    /// `list` points to a list of a VM. Nobody changes it but through the result, nor frees slots
-    /// in it, during the lifetime of the result.
+    /// `list` points to a list of a VM. During the lifetime of the result, it changes only through
+    /// the result, and nobody frees slots in it.
     pub(super) unsafe fn from_raw(list: *mut bindings::kvm_memslots) -> Self {
-        // INVARIANT: The caller guarantees it.
+        // INVARIANT: The caller guarantees that the list is valid, changes only through the result,
+        // and that its slots are not freed.
         Self {
             list,
             _borrow: PhantomData,
@@ -41,39 +54,39 @@ impl<'l> List<'l> {
         self.list
     }
 
-    /// Slot `id`, which belongs to the address space of this list.
+    /// Returns slot `id` of this list's address space, or [`None`] if there is none.
     pub(super) fn find(self, id: SlotId) -> Option<Slot<'l>> {
-        // SAFETY: By the type invariant the list is valid and does not change meanwhile.
+        // SAFETY: By the type invariant the list is valid, and does not change during the call.
         let slot = unsafe { bindings::kvm_memory_find_id(self.list, id.id.into()) };
-        // SAFETY: By the type invariant slots in the list stay allocated during `'l`. What a `Slot`
-        // needs not to change is not written to while a slot is in a list.
+        // SAFETY: By the type invariant slots in the list are not freed during `'l`. The fields that
+        // the invariant of `Slot` names are not written while a slot is in a list.
         NonNull::new(slot).map(|slot| unsafe { Slot::from_raw(slot) })
     }
 
-    /// The lowest slot that shares a frame with `gfns`.
+    /// Returns the lowest slot that shares a frame with `gfns`, or [`None`] if there is none.
     pub(super) fn first_in(self, gfns: GfnRange) -> Option<Slot<'l>> {
         if gfns.start >= gfns.end {
             return None;
         }
-        // SAFETY: By the type invariant the list is valid and does not change meanwhile.
+        // SAFETY: By the type invariant the list is valid, and does not change during the call.
         let slot = unsafe { bindings::kvm_memory_find_gfn(self.list, gfns.start.0, gfns.end.0) };
-        // SAFETY: By the type invariant slots in the list stay allocated during `'l`. What a `Slot`
-        // needs not to change is not written to while a slot is in a list.
+        // SAFETY: By the type invariant slots in the list are not freed during `'l`. The fields that
+        // the invariant of `Slot` names are not written while a slot is in a list.
         NonNull::new(slot).map(|slot| unsafe { Slot::from_raw(slot) })
     }
 
-    /// Puts `new` in the place of `old`; with one of them [`None`], adds or removes.
+    /// Replaces `old` with `new`. Adds `new` if `old` is [`None`], removes `old` if `new` is.
     ///
     /// # Safety
     ///
-    /// No reader sees the list, and nobody else changes it. `old` is in it; `new` is not, and
-    /// overlaps no slot that stays. Both belong to its address space. `new` stays allocated until
-    /// it is replaced in its turn.
+    /// No reader sees the list, and nobody else changes it. `old` is in the list. `new` is not, and
+    /// overlaps no slot that stays. Both belong to the list's address space. `new` is not freed
+    /// before it is replaced in turn.
     pub(super) unsafe fn replace(self, old: Option<Slot<'_>>, new: Option<Slot<'_>>) {
         let list = self.list;
-        // SAFETY: By the type invariant the list is valid, and the caller guarantees that it is
-        // private to this call, that nodes of `old` are in its trees and those of `new` are not.
-        // node_idx is 0 or 1 and never changes.
+        // SAFETY: By the type invariant the list is valid. The caller guarantees that nobody else
+        // uses it, that the nodes of `old` are in its trees, and that those of `new` are not.
+        // node_idx is 0 or 1, and never changes.
         unsafe {
             let i = (*list).node_idx as usize;
             let gfn_tree = &raw mut (*list).gfn_tree;
@@ -111,21 +124,21 @@ impl<'l> List<'l> {
         }
     }
 
-    /// Puts the hva node of `new`, whose range is set, in the place of that of `old`.
+    /// Replaces the hva node of `old` with that of `new`, whose range is set already.
     ///
     /// # Safety
     ///
-    /// What [`Self::replace`] asks for.
+    /// The caller's duties are those of [`Self::replace`].
     unsafe fn replace_hva_node(self, old: Option<Slot<'_>>, new: Option<Slot<'_>>) {
-        // SAFETY: By the type invariant the list is valid, and the caller guarantees that it is
-        // private to this call, that nodes of `old` are in its trees and those of `new` are not.
+        // SAFETY: By the type invariant the list is valid. The caller guarantees that nobody else
+        // uses it, that the nodes of `old` are in its trees, and that those of `new` are not.
         unsafe {
             let i = (*self.list).node_idx as usize;
             let tree = &raw mut (*self.list).hva_tree;
             let node = |slot: Slot<'_>| &raw mut (*slot.as_ptr()).hva_node[i];
             let (old, new) = (old.map(node), new.map(node));
             match (old, new) {
-                // The same range has the same place, and makes the same of the nodes above it.
+                // With the same range, the node's place and the ranges of its ancestors stay valid.
                 (Some(old), Some(new))
                     if (*old).start == (*new).start && (*old).last == (*new).last =>
                 {
@@ -148,14 +161,14 @@ impl<'l> List<'l> {
         }
     }
 
-    /// Makes look-ups by gfn not start with `slot`, which leaves the list.
+    /// Clears the list's cache of the last look-up by gfn if it is `slot`, which leaves the list.
     ///
     /// # Safety
     ///
-    /// What [`Self::replace`] asks for.
+    /// The caller's duties are those of [`Self::replace`].
     unsafe fn forget(self, slot: Slot<'_>) {
-        // SAFETY: By the type invariant the list is valid, and the caller guarantees that nobody
-        // else uses it.
+        // SAFETY: By the type invariant the list is valid. The caller guarantees that nobody else
+        // uses it, so that the cache need not be accessed atomically.
         unsafe {
             let last_used = &raw mut (*self.list).last_used_slot.counter;
             if last_used.read() == slot.as_ptr() as i64 {
@@ -168,13 +181,13 @@ impl<'l> List<'l> {
     ///
     /// # Safety
     ///
-    /// What [`Self::replace`] asks for.
+    /// The caller's duties are those of [`Self::replace`].
     unsafe fn insert_by_gfn(self, new: Slot<'_>) {
         let list = self.list;
         let gfn = new.mapping().gfns.start;
-        // SAFETY: By the type invariant the list is valid, and the caller guarantees that it is
-        // private to this call. All nodes in the tree are the `gfn_node[i]` of slots in the list,
-        // which are allocated.
+        // SAFETY: By the type invariant the list is valid, and its slots are not freed. The caller
+        // guarantees that nobody else uses it. Each node in the tree is the `gfn_node[i]` of a slot
+        // in the list.
         unsafe {
             let i = (*list).node_idx as usize;
             let tree = &raw mut (*list).gfn_tree;
@@ -200,15 +213,30 @@ impl<'l> List<'l> {
 #[kernel::macros::kunit_tests(kvm_memory_list)]
 mod tests {
     use super::*;
-    use crate::memslots::slot::SlotBox;
-    use crate::memslots::types::Mapping;
-    use crate::memslots::types::SlotFlags;
-    use crate::types::Gfn;
-    use crate::types::Hva;
+
+    use crate::{
+        memslots::{
+            slot::SlotBox,
+            types::{
+                Mapping,
+                SlotFlags, //
+            }, //
+        },
+        types::{
+            Gfn,
+            Hva, //
+        }, //
+    };
+
     use core::mem::MaybeUninit;
-    use kernel::alloc::flags::GFP_KERNEL;
-    use kernel::alloc::AllocError;
-    use kernel::prelude::*;
+
+    use kernel::{
+        alloc::{
+            flags::GFP_KERNEL,
+            AllocError, //
+        },
+        prelude::*, //
+    };
 
     fn slot(id: u16, gfn: u64, npages: u64) -> Result<SlotBox, AllocError> {
         let mapping = Mapping {
@@ -229,15 +257,16 @@ mod tests {
     #[test]
     fn list_finds_by_id_and_by_gfn() -> Result {
         let mut raw: MaybeUninit<bindings::kvm_memslots> = MaybeUninit::zeroed();
-        // SAFETY: An all-zero list is empty, and this one is private to the test.
+        // SAFETY: An all-zero list is valid and empty. Only this test uses it, and the slots outlive
+        // it.
         let list = unsafe { List::from_raw(raw.as_mut_ptr()) };
         let mut slots = KVec::new();
-        // 300 slots of 2 pages every 4 frames, put in out of order.
+        // 300 slots of 2 pages, at every 4th frame, added out of order.
         for i in 0..300u16 {
             let id = i * 77 % 300;
             let new = slot(id, u64::from(id) * 4, 2)?;
-            // SAFETY: The list and the slots are private to this test, and the slots outlive the
-            // list.
+            // SAFETY: Only this test uses the list and the slots, which do not overlap and outlive
+            // the list. `new` is in no list.
             unsafe { list.replace(None, Some(new.slot())) };
             slots.push(new, GFP_KERNEL)?;
         }
@@ -262,12 +291,14 @@ mod tests {
     #[test]
     fn list_replaces_in_place_and_elsewhere() -> Result {
         let mut raw: MaybeUninit<bindings::kvm_memslots> = MaybeUninit::zeroed();
-        // SAFETY: An all-zero list is empty, and this one is private to the test.
+        // SAFETY: An all-zero list is valid and empty. Only this test uses it, and the slots outlive
+        // it.
         let list = unsafe { List::from_raw(raw.as_mut_ptr()) };
         let (a, b) = (slot(1, 10, 2)?, slot(2, 20, 2)?);
         let (here, elsewhere) = (slot(1, 10, 2)?, slot(2, 5, 2)?);
         let id = |id| SlotId { as_id: 0, id };
-        // SAFETY: The list and the slots are private to this test, and the slots outlive the list.
+        // SAFETY: Only this test uses the list and the slots, which outlive the list. What a
+        // call removes was added by an earlier one; what it adds overlaps nothing in the list.
         unsafe {
             list.replace(None, Some(a.slot()));
             list.replace(None, Some(b.slot()));
@@ -278,7 +309,7 @@ mod tests {
         assert!(list.find(id(2)) == Some(elsewhere.slot()));
         assert!(list.first_in(range(20, 22)).is_none());
         assert!(list.first_in(range(0, 100)) == Some(elsewhere.slot()));
-        // SAFETY: The list and the slots are private to this test.
+        // SAFETY: Only this test uses the list, and both slots are in it.
         unsafe {
             list.replace(Some(here.slot()), None);
             list.replace(Some(elsewhere.slot()), None);

@@ -1,34 +1,43 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Memslots: every change to them, single ones (`KVM_SET_USER_MEMORY_REGION`, `_REGION2`, internal
-//! memslots) and lists (`KVM_SET_USER_MEMORY_REGION_LIST`). All take the same way, a single one as
-//! a list of one:
+//! Changing memslots: single updates (`KVM_SET_USER_MEMORY_REGION`, `KVM_SET_USER_MEMORY_REGION2`,
+//! internal memslots) and lists of updates (`KVM_SET_USER_MEMORY_REGION_LIST`). A single update is a
+//! batch of one entry:
 //!
 //! ```text
 //! entries --check--> plan --prepare--> prepared batch --commit--> done
 //! ```
 //!
-//! | file | holds |
+//! | file | contents |
 //! |---|---|
-//! | `ioctl.rs` | where C calls in |
-//! | `types.rs` | slot ids, flags, entries; pure |
+//! | `ioctl.rs` | the functions that C calls |
+//! | `batch.rs` | the phases of a batch, in their order |
+//! | `changes.rs` | the changes of a batch: prepare and commit |
+//! | `new_slot.rs`, `old_slot.rs` | a slot that a batch adds, one that it removes |
+//! | `dirty.rs` | carrying dirty bits to the slots that a batch adds |
+//! | `view.rs` | the active slots, as check looks at them |
 //! | `check.rs`, `rank_set.rs` | what each entry means, or why it is refused; pure |
-//! | `batch.rs` | the way of a list from its entries to the end |
-//! | `changes.rs` | the slots that a batch brings and takes away: prepare and commit |
-//! | `new_slot.rs` | a slot that a batch brings |
-//! | `dirty.rs` | the dirty bits that its successors get |
-//! | `locked.rs` | the locks, the swap, the architecture's hooks |
-//! | `list.rs`, `slot.rs` | the lists and the slots of C |
-//! | `seam.c` | what Rust needs of C macros and inline functions |
+//! | `swap.rs` | the two lists of each address space, and the swap |
+//! | `hooks.rs` | the architecture's hooks, the VM's counts, tracing |
+//! | `list.rs`, `slot.rs` | C's lists and slots |
+//! | `locks.rs` | the locks, as proof of what their holder may do |
+//! | `types.rs` | slot ids, flags, mappings, entries; pure |
+//! | `seam.c` | C macros and inline functions |
+//!
+//! Each file uses only those below it in this table.
 
-pub(crate) mod batch;
+mod batch;
 mod changes;
 pub mod check;
 mod dirty;
+mod hooks;
 pub mod ioctl;
 mod list;
-pub(crate) mod locked;
+pub(crate) mod locks;
 mod new_slot;
+mod old_slot;
 pub mod rank_set;
 mod slot;
+mod swap;
 pub mod types;
+mod view;

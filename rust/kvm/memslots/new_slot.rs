@@ -1,63 +1,91 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A slot that a batch brings, with what hangs on it, until readers see it.
+//! A slot that a batch adds, with its resources, until the batch ends.
 
-use super::check::Relog;
-use super::locked::ArchLocked;
-use super::locked::SlotsLocked;
-use super::slot::Slot;
-use super::slot::SlotBox;
-use super::types::Change;
-use super::types::Mapping;
-use super::types::SlotFlags;
-use super::types::SlotId;
+use super::{
+    check::Relog,
+    locks::{
+        ArchLocked,
+        SlotsLocked, //
+    },
+    slot::{
+        Slot,
+        SlotBox, //
+    },
+    types::{
+        Change,
+        Mapping,
+        SlotFlags,
+        SlotId, //
+    }, //
+};
+
 use crate::vm::Vm;
-use core::mem::ManuallyDrop;
-use core::ptr::null;
-use core::ptr::null_mut;
-use core::ptr::NonNull;
-use kernel::bindings;
-use kernel::error::to_result;
-use kernel::prelude::*;
+
+use core::{
+    mem::ManuallyDrop,
+    ptr::{
+        null,
+        null_mut,
+        NonNull, //
+    }, //
+};
+
+use kernel::{
+    bindings,
+    error::to_result,
+    prelude::*, //
+};
 
 /// The guest_memfd that a new slot is bound to.
 #[derive(Clone, Copy)]
-pub(crate) struct GuestMemfd {
-    pub(crate) fd: u32,
-    /// In bytes.
-    pub(crate) offset: u64,
+pub(super) struct GuestMemfd {
+    pub(super) fd: u32,
+    /// Of the slot's first frame in the file, in bytes.
+    pub(super) offset: u64,
 }
 
-/// A slot that no list holds yet. Dropping it frees it, and of what hangs on it all that it does
-/// not share with the slot that it replaces.
+/// A slot that a batch adds, and its resources: dirty bitmap, the architecture's data, binding to a
+/// guest_memfd.
+///
+/// Dropping it frees the slot, and those resources that it does not share with the slot that it
+/// replaces. [`Self::leak`] leaves all of them to the lists instead.
+///
+/// # Invariants
+///
+/// * No list contains the slot until `changes.rs` puts it in one. After that only [`Self::slot`] and
+///   [`Self::leak`] are called.
+/// * If `owns_bitmap`, no other slot has the same dirty bitmap; if `owns_arch`, no other slot has
+///   the same data of the architecture.
 pub(super) struct NewSlot<'vm> {
     vm: Vm<'vm>,
     slot: SlotBox,
     owns_bitmap: bool,
     owns_arch: bool,
-    memfd: Option<BoundFile>,
+    memfd: Option<MemfdFile>,
 }
 
-/// A reference to the file behind a guest_memfd.
+/// The file of a guest_memfd.
 ///
 /// # Invariants
 ///
 /// Owns a reference to `file`.
-struct BoundFile {
+struct MemfdFile {
     file: NonNull<bindings::file>,
+    /// Whether the slot is bound to the file.
     bound: bool,
 }
 
-impl Drop for BoundFile {
+impl Drop for MemfdFile {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the reference is ours to drop.
+        // SAFETY: By the type invariant `self` owns the reference that is dropped here.
         unsafe { bindings::fput(self.file.as_ptr()) };
     }
 }
 
 impl<'vm> NewSlot<'vm> {
-    /// Allocates slot `id`, with its dirty bitmap. It takes over the bitmap of `old` if logging
-    /// goes on.
+    /// Allocates slot `id`. If it logs dirty pages, it takes over the bitmap of `old` where that
+    /// has one and `relog` says that the log continues; otherwise a bitmap is allocated.
     pub(super) fn new(
         slots: &SlotsLocked<'vm>,
         id: SlotId,
@@ -65,6 +93,7 @@ impl<'vm> NewSlot<'vm> {
         old: Option<Slot<'_>>,
         relog: Relog,
     ) -> Result<Self> {
+        // INVARIANT: The slot is new, in no list, and owns no resources yet.
         let mut this = Self {
             vm: slots.vm(),
             slot: SlotBox::new(id, mapping)?,
@@ -76,13 +105,16 @@ impl<'vm> NewSlot<'vm> {
             let bitmap = old.map_or(null_mut(), Slot::dirty_bitmap);
             let new = this.slot.as_mut_ptr();
             if !bitmap.is_null() && relog == Relog::No {
-                // SAFETY: The slot is allocated, and no reader sees it.
+                // SAFETY: `this.slot` owns the slot, which by the type invariant no reader sees.
                 unsafe { (*new).dirty_bitmap = bitmap.cast() };
             } else {
-                // SAFETY: The VM lives, the slot is allocated, and no reader sees it.
+                // SAFETY: The VM is not freed, and `slots` proves that slots_lock is held.
+                // `this.slot` owns the slot, which by the type invariant no reader sees.
                 if !unsafe { bindings::kvm_memory_alloc_dirty_bitmap(this.vm.as_ptr(), new) } {
                     return Err(ENOMEM);
                 }
+                // INVARIANT: The bitmap was allocated for this slot. A VM with a dirty ring may
+                // have none: the pointer then is null, which kvfree() accepts.
                 this.owns_bitmap = true;
             }
         }
@@ -93,7 +125,8 @@ impl<'vm> NewSlot<'vm> {
         self.slot.slot()
     }
 
-    /// Has the architecture prepare its part.
+    /// Calls the architecture to make its data for the slot: new data, or for FLAGS_ONLY the data
+    /// of `old`.
     pub(super) fn prepare_arch(
         &mut self,
         _arch: &ArchLocked<'_, 'vm>,
@@ -102,8 +135,9 @@ impl<'vm> NewSlot<'vm> {
     ) -> Result {
         let old = old.map_or(null(), |old| old.as_ptr().cast_const());
         let new = self.slot.as_mut_ptr();
-        // SAFETY: The VM lives, `_arch` proves that its locks are held, both slots are allocated,
-        // and no reader sees the new one.
+        // SAFETY: The VM is not freed, and `_arch` proves that slots_lock and slots_arch_lock are
+        // held. By the invariant of `Slot` the old slot is allocated. `self.slot` owns the new one,
+        // which by the type invariant no reader sees.
         to_result(unsafe {
             bindings::kvm_arch_prepare_memory_region(
                 self.vm.as_ptr(),
@@ -112,23 +146,26 @@ impl<'vm> NewSlot<'vm> {
                 change.as_kvm_mr_change(),
             )
         })?;
-        // A slot that only changes flags shares the data of the old one.
+        // INVARIANT: The hook has allocated data for the new slot, except that for FLAGS_ONLY it
+        // copies the data of the old one.
         self.owns_arch = change != Change::FlagsOnly;
         Ok(())
     }
 
-    /// Has the architecture add what slots in use have got since it prepared its part.
+    /// Calls the architecture to add to the slot's data what it has added to slots in the lists since
+    /// [`Self::prepare_arch`].
     pub(super) fn refresh_arch(&mut self, _arch: &ArchLocked<'_, 'vm>) -> Result {
         let new = self.slot.as_mut_ptr();
-        // SAFETY: The VM lives, `_arch` proves that its locks are held, the slot is allocated, and
-        // no reader sees it.
+        // SAFETY: The VM is not freed, and `_arch` proves that slots_lock and slots_arch_lock are
+        // held. `self.slot` owns the slot, which by the type invariant no reader sees.
         to_result(unsafe { bindings::kvm_arch_refresh_memory_region(self.vm.as_ptr(), new) })
     }
 
-    /// Takes a reference to the guest_memfd for the slot.
+    /// Looks up the guest_memfd, and keeps a reference to its file.
     pub(super) fn open_memfd(&mut self, memfd: GuestMemfd) -> Result {
         let slot = self.slot.as_mut_ptr();
-        // SAFETY: The VM lives, the slot is allocated, and no reader sees it.
+        // SAFETY: The VM is not freed. `self.slot` owns the slot, which by the type invariant no
+        // reader sees.
         let file = unsafe {
             to_result(bindings::kvm_memory_gmem_prepare(
                 self.vm.as_ptr(),
@@ -138,30 +175,31 @@ impl<'vm> NewSlot<'vm> {
             ))?;
             bindings::kvm_memory_gmem_file(slot)
         };
-        // INVARIANT: kvm_memory_gmem_prepare() has taken a reference to the file, which it leaves
-        // to us.
-        self.memfd = Some(BoundFile {
+        // INVARIANT: kvm_memory_gmem_prepare() has taken a reference to the file, which its caller
+        // owns.
+        self.memfd = Some(MemfdFile {
             file: NonNull::new(file).ok_or(EIO)?,
             bound: false,
         });
         Ok(())
     }
 
-    /// Binds the guest_memfd, if there is one, to the slot.
+    /// Binds the slot to its guest_memfd, if it has one.
     pub(super) fn bind_memfd(&mut self) -> Result {
         let slot = self.slot.as_mut_ptr();
         if let Some(memfd) = &mut self.memfd {
-            // SAFETY: The VM lives, the slot is allocated, and `memfd` keeps its file open.
+            // SAFETY: The VM is not freed. `self.slot` owns the slot, and by its invariant `memfd`
+            // owns a reference to the file that open_memfd() has looked up for it.
             to_result(unsafe { bindings::kvm_memory_gmem_bind(self.vm.as_ptr(), slot) })?;
             memfd.bound = true;
         }
         Ok(())
     }
 
-    /// Leaves the slot, and what hangs on it, to the lists that hold it.
+    /// Leaves the slot and its resources to the lists that contain it.
     pub(super) fn leak(self) {
         let mut this = ManuallyDrop::new(self);
-        // A bound file does not need the reference.
+        // The binding does not need the reference.
         drop(this.memfd.take());
     }
 }
@@ -169,18 +207,20 @@ impl<'vm> NewSlot<'vm> {
 impl Drop for NewSlot<'_> {
     fn drop(&mut self) {
         let slot = self.slot.as_mut_ptr();
-        // The reverse of the order in which it was made.
+        // In the reverse order of preparation.
         if self.memfd.as_ref().is_some_and(|memfd| memfd.bound) {
-            // SAFETY: The slot is allocated and bound, and no list holds it.
+            // SAFETY: bind_memfd() has bound the slot, which `self.slot` owns. By the type invariant
+            // no list contains it.
             unsafe { bindings::kvm_memory_gmem_unbind(slot) };
         }
         if self.owns_arch {
-            // SAFETY: The VM lives, the slot is allocated, no list holds it, and the data is its
-            // own.
+            // SAFETY: The VM is not freed, and `self.slot` owns the slot. By the type invariant no
+            // list contains it, and no other slot has its data.
             unsafe { bindings::kvm_arch_free_memslot(self.vm.as_ptr(), slot) };
         }
         if self.owns_bitmap {
-            // SAFETY: The slot is allocated, no list holds it, and the bitmap is its own.
+            // SAFETY: `self.slot` owns the slot. By the type invariant no list contains it, and no
+            // other slot has its bitmap.
             unsafe { bindings::kvfree((*slot).dirty_bitmap.cast()) };
         }
     }

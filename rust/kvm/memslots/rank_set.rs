@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A set of small numbers that finds the neighbours of a number, in memory that the caller
-//! provides.
+//! A set of numbers that finds the neighbours of a number.
+//!
+//! Pure: no kernel type is used here, and the file is compiled and tested on the host too.
 
-/// A set of numbers below n that finds the neighbours of a number.
+/// A set of numbers from 0 to n - 1, in memory that the caller provides. Every operation takes
+/// O(log n).
 ///
-/// Level 0 holds a bit for each number, each level above a bit for each word below that is not 0.
+/// Level 0 has a bit for each number. Each level above has a bit for each word of the level below
+/// that is not 0.
 pub struct RankSet<'a> {
     words: &'a mut [u64],
     n: usize,
 }
 
 impl<'a> RankSet<'a> {
-    /// Words of memory that a set of numbers below `n` takes.
+    /// Returns how many words a set of numbers from 0 to `n - 1` needs.
     pub const fn words(n: usize) -> usize {
         let mut level = n.div_ceil(64);
         let mut words = level;
@@ -23,12 +26,12 @@ impl<'a> RankSet<'a> {
         words
     }
 
-    /// An empty set in `words`, which are all 0.
+    /// Makes an empty set. `words` must be [`Self::words`] words of 0.
     pub(super) fn new(words: &'a mut [u64], n: usize) -> Self {
         Self { words, n }
     }
 
-    /// Where in `words` the levels start, lowest first.
+    /// Returns the indices in `words` at which the levels start, lowest level first.
     fn levels(n: usize) -> impl Iterator<Item = usize> {
         let mut next = Some((0, n));
         core::iter::from_fn(move || {
@@ -57,7 +60,7 @@ impl<'a> RankSet<'a> {
         }
     }
 
-    /// The largest member below `i`.
+    /// Returns the largest member below `i`.
     pub(super) fn before(&self, i: usize) -> Option<usize> {
         self.neighbour(
             i,
@@ -66,7 +69,7 @@ impl<'a> RankSet<'a> {
         )
     }
 
-    /// The smallest member above `i`.
+    /// Returns the smallest member above `i`.
     pub(super) fn after(&self, i: usize) -> Option<usize> {
         self.neighbour(
             i,
@@ -75,8 +78,8 @@ impl<'a> RankSet<'a> {
         )
     }
 
-    /// Climbs until a word has a bit on the wanted side of `i` (`side`), then descends, taking the
-    /// bit nearest to `i` in each word (`nearest`).
+    /// Climbs until a word has a bit on the wanted side of `i`, then descends along the bits nearest
+    /// to `i`. `side` masks a word to that side of a bit; `nearest` returns the nearest bit in it.
     fn neighbour(
         &self,
         mut i: usize,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What memslots in Rust need of KVM's macros and inline functions, none of
- * which Rust can call.  Rust decides what happens.
+ * Wrappers for changing memslots: of macros and inline functions, and of what
+ * private headers declare, which Rust cannot call.  Rust decides when to call
+ * them.
  */
 #include <linux/hashtable.h>
 #include <linux/kvm_memory_core.h>
@@ -44,7 +45,7 @@ struct kvm_memory_slot *kvm_memory_find_id(struct kvm_memslots *slots, int id)
 	return id_to_memslot(slots, id);
 }
 
-/* The lowest slot that overlaps [start, end). */
+/* Returns the lowest slot that overlaps [start, end), or NULL. */
 struct kvm_memory_slot *kvm_memory_find_gfn(struct kvm_memslots *slots,
 					    gfn_t start, gfn_t end)
 {
@@ -73,9 +74,9 @@ void kvm_memory_publish(struct kvm *kvm, unsigned long as_mask)
 	unsigned long i;
 
 	/*
-	 * Lists must not change while an mmu_notifier invalidation is under
-	 * way: whether it takes mmu_lock depends on the slots that it finds,
-	 * and must come out the same at its start and at its end.
+	 * Lists must not change during an mmu_notifier invalidation: whether it
+	 * takes mmu_lock depends on the slots that it finds, and its start and
+	 * its end must agree.
 	 */
 	spin_lock(&kvm->mn_invalidate_lock);
 	prepare_to_rcuwait(&kvm->mn_memslots_update_rcuwait);
@@ -94,7 +95,7 @@ void kvm_memory_publish(struct kvm *kvm, unsigned long as_mask)
 	spin_unlock(&kvm->mn_invalidate_lock);
 }
 
-/* Twice the size of the log: see kvm_get_dirty_log_protect(). */
+/* The second half of the bitmap is the buffer of kvm_get_dirty_log_protect(). */
 bool kvm_memory_alloc_dirty_bitmap(struct kvm *kvm,
 				   struct kvm_memory_slot *slot)
 {
@@ -127,7 +128,7 @@ void kvm_memory_gmem_unbind(struct kvm_memory_slot *slot)
 	kvm_gmem_unbind(slot);
 }
 
-/* The file that kvm_memory_gmem_prepare() took a reference to. */
+/* Returns the file that kvm_memory_gmem_prepare() took a reference to. */
 struct file *kvm_memory_gmem_file(struct kvm_memory_slot *slot)
 {
 #ifdef CONFIG_KVM_GUEST_MEMFD

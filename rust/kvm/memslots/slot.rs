@@ -1,31 +1,45 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A memslot: as those see it who hold the locks, and as its owner.
+//! A memslot (`struct kvm_memory_slot`), borrowed ([`Slot`]) or owned ([`SlotBox`]).
 //!
-//! No reference to a `struct kvm_memory_slot` is ever made: vCPUs write to slots through the same
-//! memory all the time (rmaps, counters of huge pages). [`Slot`] is a pointer with accessors for
-//! what does not change.
+//! Neither makes a reference to the C struct, because vCPUs write to it concurrently (rmaps, counts
+//! of huge pages). [`Slot`] is a pointer, with accessors for the fields that do not change.
 
-use super::locked::ArchLocked;
-use super::types::Mapping;
-use super::types::SlotFlags;
-use super::types::SlotId;
-use crate::types::Gfn;
-use crate::types::GfnRange;
-use crate::types::Hva;
-use crate::types::PAGE_SHIFT;
-use core::marker::PhantomData;
-use core::mem::MaybeUninit;
-use core::ptr::NonNull;
-use kernel::alloc::flags::GFP_KERNEL_ACCOUNT;
-use kernel::alloc::AllocError;
-use kernel::bindings;
-use kernel::prelude::*;
+use super::{
+    locks::ArchLocked,
+    types::{
+        Mapping,
+        SlotFlags,
+        SlotId, //
+    }, //
+};
 
-/// `KVM_MEMSLOT_INVALID`: page faults on the slot retry until it is gone.
+use crate::types::{
+    Gfn,
+    GfnRange,
+    Hva,
+    PAGE_SHIFT, //
+};
+
+use core::{
+    marker::PhantomData,
+    mem::MaybeUninit,
+    ptr::NonNull, //
+};
+
+use kernel::{
+    alloc::{
+        flags::GFP_KERNEL_ACCOUNT,
+        AllocError, //
+    },
+    bindings,
+    prelude::*, //
+};
+
+/// `KVM_MEMSLOT_INVALID`: page faults on the slot retry until another takes its place.
 const INVALID: SlotFlags = SlotFlags(bindings::KVM_MEMSLOT_INVALID);
 
-// The pure files spell out for themselves what C defines.
+// The pure files define these values for themselves, as they do not use the bindings.
 const _: () = {
     assert!(SlotFlags::LOG_DIRTY.0 == bindings::KVM_MEM_LOG_DIRTY_PAGES);
     assert!(SlotFlags::READONLY.0 == bindings::KVM_MEM_READONLY);
@@ -33,15 +47,15 @@ const _: () = {
     assert!(PAGE_SHIFT as usize == kernel::page::PAGE_SHIFT);
 };
 
-/// A memslot that cannot go away during `'s`: it borrows from the lock that keeps it in its list,
-/// or from its owner.
+/// A memslot that is not freed during `'s`. It borrows from the lock that keeps it in its list, or
+/// from its owner.
 ///
 /// # Invariants
 ///
 /// `slot` points to an initialised `struct kvm_memory_slot`. During `'s` it stays allocated, and
 /// its ids, base, size, address, flags and the pointer to its dirty bitmap do not change.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Slot<'s> {
+pub(super) struct Slot<'s> {
     slot: NonNull<bindings::kvm_memory_slot>,
     _borrow: PhantomData<&'s ()>,
 }
@@ -49,10 +63,11 @@ pub(crate) struct Slot<'s> {
 impl Slot<'_> {
     /// # Safety
     ///
-    /// `slot` points to an initialised slot that is not freed, and whose ids, base, size, address,
-    /// flags and bitmap pointer do not change, during the lifetime of the result.
+    /// `slot` points to an initialised slot. During the lifetime of the result it is not freed, and
+    /// its ids, base, size, address, flags and bitmap pointer do not change.
     pub(super) unsafe fn from_raw(slot: NonNull<bindings::kvm_memory_slot>) -> Self {
-        // INVARIANT: The caller guarantees it.
+        // INVARIANT: The caller guarantees that the slot is initialised and not freed, and that
+        // these fields do not change.
         Self {
             slot,
             _borrow: PhantomData,
@@ -63,9 +78,9 @@ impl Slot<'_> {
         self.slot.as_ptr()
     }
 
-    pub(crate) fn mapping(self) -> Mapping {
+    pub(super) fn mapping(self) -> Mapping {
         let slot = self.as_ptr();
-        // SAFETY: By the type invariant the slot is allocated, and nobody writes to these fields.
+        // SAFETY: By the type invariant the slot is allocated, and these fields do not change.
         let (base, npages, hva, flags) = unsafe {
             (
                 (*slot).base_gfn,
@@ -77,7 +92,7 @@ impl Slot<'_> {
         Mapping {
             gfns: GfnRange {
                 start: Gfn(base),
-                // No overflow: slots are checked before they are made.
+                // No overflow: the check of a batch refuses such slots.
                 end: Gfn(base.wrapping_add(npages as u64)),
             },
             hva: Hva(hva as u64),
@@ -85,9 +100,9 @@ impl Slot<'_> {
         }
     }
 
-    pub(crate) fn id(self) -> SlotId {
+    pub(super) fn id(self) -> SlotId {
         let slot = self.as_ptr();
-        // SAFETY: By the type invariant the slot is allocated, and nobody writes to its ids.
+        // SAFETY: By the type invariant the slot is allocated, and its ids do not change.
         let (as_id, id) = unsafe { ((*slot).as_id, (*slot).id) };
         SlotId {
             as_id,
@@ -95,51 +110,54 @@ impl Slot<'_> {
         }
     }
 
-    pub(crate) fn is_invalid(self) -> bool {
+    /// Returns whether this is an INVALID copy.
+    pub(super) fn is_invalid(self) -> bool {
         self.mapping().flags.intersects(INVALID)
     }
 
-    pub(crate) fn logs_dirty(self) -> bool {
+    pub(super) fn logs_dirty(self) -> bool {
         self.mapping().flags.contains(SlotFlags::LOG_DIRTY)
     }
 
-    /// The dirty bitmap; null if there is none.
+    /// Returns the dirty bitmap, a bit for each page, or null if there is none.
     pub(super) fn dirty_bitmap(self) -> *mut usize {
-        // SAFETY: By the type invariant the slot is allocated, and nobody writes to this pointer.
+        // SAFETY: By the type invariant the slot is allocated, and this pointer does not change.
         unsafe { (*self.as_ptr()).dirty_bitmap.cast() }
     }
 
-    /// Gives this slot the architecture's data of `from`, which stands for the same memory.
+    /// Copies the architecture's data from `from`, which maps the same memory, to this slot. Both
+    /// then share what the data points to.
     ///
     /// # Safety
     ///
     /// No reader of `kvm->srcu` sees this slot.
     pub(super) unsafe fn copy_arch(self, from: Slot<'_>, _arch: &ArchLocked<'_, '_>) {
         // SAFETY: By the type invariant both slots are allocated. The data of `from` changes under
-        // slots_arch_lock only, which `_arch` proves to be held; nobody else uses that of `self`,
-        // as the caller guarantees. What both point to (counters, rmaps) is shared and not touched
-        // here.
+        // slots_arch_lock only, which `_arch` proves to be held. The caller guarantees that nobody
+        // else uses the data of `self`. What the data points to (counters, rmaps), which vCPUs
+        // write to, is not accessed here.
         unsafe { (*self.as_ptr()).arch = (*from.as_ptr()).arch };
     }
 }
 
-/// Owns the memory of a slot, but not what hangs on it (bitmap, the architecture's data,
-/// guest_memfd).
+/// Owns the memory of a slot, but none of its resources (bitmap, the architecture's data, binding
+/// to a guest_memfd).
 ///
 /// # Invariants
 ///
 /// Points to an initialised slot that [`Self::new`] allocated, and that nobody else frees. All
-/// accesses, those of C and of vCPUs included, go through pointers derived from this one.
+/// accesses, including those of C and of vCPUs, use pointers derived from this one.
 pub(super) struct SlotBox(NonNull<bindings::kvm_memory_slot>);
 
 impl SlotBox {
-    /// A new slot that maps `mapping`, without a bitmap and the architecture's data.
+    /// Allocates a slot that maps `mapping`, without resources. It is in no list.
     pub(super) fn new(id: SlotId, mapping: Mapping) -> Result<Self, AllocError> {
         let slot = KBox::<bindings::kvm_memory_slot>::new_uninit(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
         let slot: NonNull<bindings::kvm_memory_slot> =
             NonNull::new(KBox::into_raw(slot)).ok_or(AllocError)?.cast();
         let ptr = slot.as_ptr();
-        // SAFETY: `ptr` is valid for writes. All-zero memory is a valid `kvm_memory_slot`.
+        // SAFETY: `ptr` points to memory that was allocated for a `kvm_memory_slot` above, and that
+        // is all zeroes, which is valid for that type. Nobody else has the pointer.
         unsafe {
             (*ptr).as_id = id.as_id;
             (*ptr).id = id.id as i16;
@@ -148,12 +166,13 @@ impl SlotBox {
             (*ptr).flags = mapping.flags.0;
             (*ptr).userspace_addr = mapping.hva.0 as usize;
         }
-        // INVARIANT: Allocated and initialised above.
+        // INVARIANT: The slot was allocated and initialised above, and nobody else has a pointer to
+        // it.
         Ok(Self(slot))
     }
 
-    /// A copy of `slot` that makes page faults retry. It shares bitmap and the architecture's data
-    /// with `slot`.
+    /// Makes a copy of `slot` that is INVALID: page faults on it retry. Both share the bitmap and
+    /// what the architecture's data points to.
     pub(super) fn invalid_copy(
         slot: Slot<'_>,
         arch: &ArchLocked<'_, '_>,
@@ -161,35 +180,34 @@ impl SlotBox {
         let mut mapping = slot.mapping();
         mapping.flags = mapping.flags.union(INVALID);
         let copy = Self::new(slot.id(), mapping)?;
-        // SAFETY: No list holds the copy, so no reader sees it. It is allocated, and no `Slot`
-        // names it before the next line.
+        // SAFETY: The copy was allocated above. It is in no list, so that no reader sees it, and no
+        // `Slot` for it exists yet.
         unsafe { (*copy.0.as_ptr()).dirty_bitmap = slot.dirty_bitmap().cast() };
-        // SAFETY: No list holds the copy, so no reader sees it.
+        // SAFETY: The copy is in no list, so that no reader sees it.
         unsafe { copy.slot().copy_arch(slot, arch) };
         Ok(copy)
     }
 
-    /// Takes back a slot that was left to the lists: that of a box which was not dropped, but
-    /// forgotten.
+    /// Takes back a slot that was left to the lists, by forgetting its box.
     ///
     /// # Safety
     ///
-    /// `slot` is that of a box which was forgotten, and is taken back once. No list holds it, and
+    /// `slot` was in a box that was forgotten, and is taken back only once. No list contains it, and
     /// no reader sees it.
     pub(super) unsafe fn from_raw(slot: NonNull<bindings::kvm_memory_slot>) -> Self {
-        // INVARIANT: The box that was forgotten got it from `new`, and the caller guarantees that
-        // nobody else frees it.
+        // INVARIANT: The caller guarantees that the slot was in a box, which `new` allocated, and
+        // that nobody else takes it back.
         Self(slot)
     }
 
-    /// Names the slot while `self` owns it.
+    /// Borrows the slot.
     pub(super) fn slot(&self) -> Slot<'_> {
-        // SAFETY: By the type invariant the slot is initialised, and stays allocated while `self`
-        // is borrowed. Fields are written through `as_mut_ptr`, which borrows `self` mutably, only.
+        // SAFETY: By the type invariant the slot is initialised, and it is not freed while `self` is
+        // borrowed. Its fields are only written through `as_mut_ptr`, which borrows `self` mutably.
         unsafe { Slot::from_raw(self.0) }
     }
 
-    /// For writing to fields that no reader looks at yet.
+    /// Returns a pointer for writing to a slot that no reader sees yet.
     pub(super) fn as_mut_ptr(&mut self) -> *mut bindings::kvm_memory_slot {
         self.0.as_ptr()
     }
@@ -201,8 +219,8 @@ impl Drop for SlotBox {
             .0
             .as_ptr()
             .cast::<MaybeUninit<bindings::kvm_memory_slot>>();
-        // SAFETY: By the type invariant this is the pointer to a box of that type, which `new`
-        // made, and nobody else frees it.
+        // SAFETY: By the type invariant `new` got the pointer from a box of this type, and nobody
+        // else frees it.
         drop(unsafe { KBox::from_raw(slot) });
     }
 }

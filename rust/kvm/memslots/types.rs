@@ -1,25 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The words that memslots are described in: slot ids, flags, mappings, the entries of a list.
+//! Slot ids, flags, mappings, and the entries of a list.
 //!
-//! Nothing here knows the kernel: the file is compiled and tested on the host too.
+//! Pure: no kernel type is used here, and the file is compiled and tested on the host too.
 
-use crate::types::GfnRange;
-use crate::types::Hva;
+use crate::types::{
+    GfnRange,
+    Hva, //
+};
 
-/// Names a memslot of a VM: an address space and an id in it.
+/// Identifies a memslot of a VM: an address space and an id in it.
 ///
 /// Orders by address space, then by id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SlotId {
-    /// Address space; on x86, 0 is normal and 1 is SMM.
+    /// Address space. On x86, 0 is normal and 1 is SMM.
     pub as_id: u16,
     /// Id within the address space.
     pub id: u16,
 }
 
 impl SlotId {
-    /// Takes the `slot` field of the uAPI structures apart.
+    /// Splits the `slot` field of the uAPI structs: address space in bits 16-31, id in bits 0-15.
     pub const fn from_uapi(slot: u32) -> Self {
         Self {
             as_id: (slot >> 16) as u16,
@@ -28,7 +30,7 @@ impl SlotId {
     }
 }
 
-/// The flags of a memslot that userspace sees (`KVM_MEM_*`).
+/// The flags of a memslot (`KVM_MEM_*`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SlotFlags(pub u32);
 
@@ -40,40 +42,40 @@ impl SlotFlags {
     /// `KVM_MEM_GUEST_MEMFD`.
     pub const GUEST_MEMFD: Self = Self(1 << 2);
 
-    /// Whether all of `other` is set.
+    /// Returns whether all of `other` is set.
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
-    /// The flags in which the two differ.
+    /// Returns the flags that exactly one of the two has.
     pub const fn difference(self, other: Self) -> Self {
         Self(self.0 ^ other.0)
     }
 
-    /// The flags of both.
+    /// Returns the flags that at least one of the two has.
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// Whether any of `other` is set.
+    /// Returns whether any of `other` is set.
     pub const fn intersects(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
 }
 
-/// What a memslot maps: the part of it that a user can set.
+/// What a memslot maps: the properties that userspace sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
-    /// Where the guest sees it.
+    /// The guest frames.
     pub gfns: GfnRange,
-    /// The memory behind the first frame.
+    /// The user address of the first frame's memory.
     pub hva: Hva,
     /// `KVM_MEM_*`.
     pub flags: SlotFlags,
 }
 
 impl Mapping {
-    /// Size in pages.
+    /// Returns the size in pages.
     pub const fn npages(&self) -> u64 {
         self.gfns.end.0 - self.gfns.start.0
     }
@@ -83,17 +85,17 @@ impl Mapping {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entry {
-    /// Address space in the upper half, id in the lower.
+    /// Address space in bits 16-31, id in bits 0-15.
     pub slot: u32,
     /// `KVM_MEM_*`.
     pub flags: u32,
-    /// In bytes.
+    /// In bytes, page aligned.
     pub guest_phys_addr: u64,
-    /// In bytes; 0 deletes.
+    /// In bytes, page aligned. 0 deletes the slot.
     pub memory_size: u64,
-    /// In bytes.
+    /// In bytes, page aligned.
     pub userspace_addr: u64,
-    /// 1 if the caller takes this entry for a DELETE or MOVE.
+    /// 1 asserts that the entry deletes or moves the slot. 0 asserts nothing.
     pub invalidate_slot: u8,
     /// Must be 0.
     pub padding: [u8; 31],
@@ -102,24 +104,24 @@ pub struct Entry {
 const _: () = assert!(size_of::<Entry>() == 64);
 
 impl Entry {
-    /// The slot that the entry names.
+    /// Returns the slot that the entry updates.
     pub const fn slot_id(&self) -> SlotId {
         SlotId::from_uapi(self.slot)
     }
 }
 
-/// What one update does to its slot (`enum kvm_mr_change`, and doing nothing).
+/// What one entry does to its slot (`enum kvm_mr_change`, or nothing).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Change {
     /// `KVM_MR_CREATE`: the slot did not exist.
     Create,
-    /// `KVM_MR_DELETE`: the slot exists no more.
+    /// `KVM_MR_DELETE`: the slot no longer exists.
     Delete,
-    /// `KVM_MR_MOVE`: other frames, the same memory.
+    /// `KVM_MR_MOVE`: the slot maps the same memory at other frames.
     Move,
-    /// `KVM_MR_FLAGS_ONLY`: logging goes on or off.
+    /// `KVM_MR_FLAGS_ONLY`: dirty logging starts or stops.
     FlagsOnly,
-    /// The slot is so already.
+    /// The slot already is as requested.
     #[default]
     Nothing,
 }

@@ -1,87 +1,91 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `KVM_MAP_MEMORY`: what is left to populate, and in which portions it is done.
+//! `KVM_MAP_MEMORY`: what is left to populate, and how it is divided into chunks.
 //!
-//! Nothing here knows the kernel: like `check.rs`, this file is compiled and tested on the host
-//! too.
+//! Pure: no kernel type is used here, and the file is compiled and tested on the host too.
 //!
-//! A call works in *sections*. While one lasts, no memslot update can end, so it is short, whatever
-//! the size of the range: [`SECTION_STEPS`] pages, or [`SECTION_PAGES`] where they are huge. A call
-//! as a whole is bounded as well ([`CALL_PAGES`]), and then tells its caller to call again.
+//! A call populates one chunk in each read section of `kvm->srcu`. No memslot update completes
+//! during a section, so a chunk is small whatever the size of the range: [`SECTION_STEPS`] pages,
+//! or up to [`SECTION_PAGES`] where pages are huge. A call as a whole is bounded by [`CALL_PAGES`],
+//! and then asks its caller to call again.
 //!
-//! The [`Cursor`] moves on only over what is done. So it says at any time what is left, and doing
-//! all that is left is right even if memslots have changed in between: a page's contents and its
-//! mapping are made in the same section, or made again.
+//! The [`Cursor`] only advances past completed frames, so it always describes what is left.
+//! Resuming there is correct even if memslots have changed meanwhile: the contents of a page and its
+//! mapping are made in the same section, or both are made again.
 
-use crate::types::Gfn;
-use crate::types::GfnRange;
-use crate::types::Hva;
-use crate::types::PAGE_SHIFT;
-use crate::types::PAGE_SIZE;
+use crate::types::{
+    Gfn,
+    GfnRange,
+    Hva,
+    PAGE_SHIFT,
+    PAGE_SIZE, //
+};
 
-/// Pages after which a section ends, a huge one counted as one.
+/// Pages after which a section ends. A huge page counts as one.
 pub const SECTION_STEPS: u64 = 64;
 
-/// Pages after which a section ends, a huge one counted as what is in it: four of the smallest huge
-/// pages, so that entering a section is not what mapping these costs.
+/// Pages of 4 KiB after which a section ends. Four huge pages of 2 MiB fit, so that the cost of
+/// mapping them outweighs that of entering the section.
 pub const SECTION_PAGES: u64 = 4 * 512;
 
-/// Pages after which a call returns, to be made again.
+/// Pages of 4 KiB after which a call returns [`Stop::Again`].
 pub const CALL_PAGES: u64 = 1 << 16;
 
-/// How an attempt at a page ended that did not fail.
+/// The outcome of an attempt to fill or map pages, unless it is an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempt {
-    /// So many pages are done.
+    /// This many pages are done.
     Done(u64),
-    /// Something else changed at the same moment. To be tried again, in another section.
+    /// Something changed concurrently. Retry in another section.
     Retry,
-    /// The memslot is being deleted or moved. To be tried again when that is over.
+    /// The memslot is being deleted or moved. Retry after the memslot update.
     Updating,
 }
 
-/// Why a call ended before all was populated.
+/// Why a call ended before it had populated the whole range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop<E> {
-    /// It has done its share.
+    /// It has used up its budget of [`CALL_PAGES`]. The caller must call again.
     Again,
-    /// It cannot go on.
+    /// A section, an attempt or a wait returned this error.
     Failed(E),
 }
 
-/// In whose name memory is populated.
+/// What [`Cursor::run`] works on: a vCPU, or a model of one in tests.
 pub trait Populate {
-    /// What can go wrong.
+    /// Errors that end the call.
     type Error;
-    /// See [`Self::section`].
+    /// See [`Self::begin_section`].
     type Section<'s>: Section<Error = Self::Error>
     where
         Self: 's;
 
-    /// Begins a section, which ends when it is dropped. It will start with `gfns`, in this order,
-    /// and may not come to the last of them; `source` is where their contents are, if they are to
-    /// be filled. Fails if the call is to end here (a signal).
-    fn section(
+    /// Begins a section, which ends when the result is dropped.
+    ///
+    /// `gfns` is what the section will work on, in this order; it may end early. `source` is where
+    /// the contents of `gfns` start, if it fills them. Returns an error if the call must end here,
+    /// for example because a signal is pending.
+    fn begin_section(
         &mut self,
         gfns: GfnRange,
         source: Option<Hva>,
     ) -> Result<Self::Section<'_>, Self::Error>;
 
-    /// Waits for the end of the memslot update that is under way.
+    /// Waits for the end of the memslot update that is in progress. Called outside sections.
     fn wait_for_update(&mut self) -> Result<(), Self::Error>;
 }
 
-/// A time in which no memslot update can end.
+/// A read section of `kvm->srcu`, during which no memslot update completes.
 pub trait Section {
-    /// What can go wrong.
+    /// Errors that end the call.
     type Error;
 
-    /// Copies user memory from `source` on to frames from `gfn` on, at most `npages` of them. Gives
-    /// the number that it has copied, not 0.
+    /// Copies up to `npages` pages from user memory at `source` to the frames from `gfn`. Returns
+    /// the number of pages that it has copied, at least 1.
     fn fill(&mut self, gfn: Gfn, source: Hva, npages: u64) -> Result<Attempt, Self::Error>;
 
-    /// Maps frames from `gfn` on, at most `npages` of them unless they are in one huge page. Gives
-    /// the number that it has mapped, not 0.
+    /// Maps the frames from `gfn`: up to `npages`, or more if a huge page maps them. Returns the
+    /// number of frames that it has mapped, at least 1.
     fn map(&mut self, gfn: Gfn, npages: u64) -> Result<Attempt, Self::Error>;
 }
 
@@ -93,12 +97,14 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// `npages` frames from `base`, with the contents of the memory at `source` unless that is 0.
-    /// [`None`] if there are no frames, frames above `max_gfn`, or a source that is not aligned or
-    /// wraps around.
+    /// Starts at `base`, with `npages` frames to populate. Their contents are copied from `source`,
+    /// a user address in bytes, unless it is 0.
+    ///
+    /// Returns [`None`] if `npages` is 0, a frame is above `max_gfn`, or `source` is not page
+    /// aligned or overflows.
     pub fn new(base: Gfn, npages: u64, source: u64, max_gfn: Gfn) -> Option<Self> {
         let gfns = GfnRange::new(base, npages)?;
-        // `end` may be one more than the highest frame.
+        // `end` may be one above `max_gfn`.
         let last = Gfn(gfns.end.0.checked_sub(1)?);
         if npages == 0 || last > max_gfn || source % PAGE_SIZE != 0 {
             return None;
@@ -114,17 +120,17 @@ impl Cursor {
         Some(Self { gfns, source })
     }
 
-    /// The first frame that is left, or the one behind the last.
+    /// Returns the first frame that is left, or the end of the range if none is.
     pub const fn base(&self) -> Gfn {
         self.gfns.start
     }
 
-    /// The number of frames that are left.
+    /// Returns the number of frames that are left.
     pub const fn npages(&self) -> u64 {
         self.gfns.end.0 - self.gfns.start.0
     }
 
-    /// Where the contents of the first of them are, 0 if they stay as they are.
+    /// Returns the user address of the contents of frame [`Self::base`], or 0 if contents are kept.
     pub const fn source(&self) -> u64 {
         match self.source {
             Some(source) => source.0,
@@ -132,7 +138,7 @@ impl Cursor {
         }
     }
 
-    /// Populates all that is left, as far as it gets.
+    /// Populates what is left, chunk by chunk. After an error, the cursor describes what is left.
     pub fn run<P: Populate>(&mut self, on: &mut P) -> Result<(), Stop<P::Error>> {
         let mut budget = CALL_PAGES;
         while self.npages() > 0 {
@@ -140,8 +146,8 @@ impl Cursor {
                 return Err(Stop::Again);
             }
             let before = self.npages();
-            let end = self.section(on);
-            // A section without progress counts, too, or it could go on like that forever.
+            let end = self.populate_chunk(on);
+            // A section without progress counts too: otherwise retries could go on forever.
             budget = budget.saturating_sub((before - self.npages()).max(1));
             match end.map_err(Stop::Failed)? {
                 Attempt::Done(_) | Attempt::Retry => {}
@@ -151,14 +157,16 @@ impl Cursor {
         Ok(())
     }
 
-    fn section<P: Populate>(&mut self, on: &mut P) -> Result<Attempt, P::Error> {
+    /// Populates one chunk in a section of its own. The cursor may have advanced
+    /// even if the result is not [`Attempt::Done`].
+    fn populate_chunk<P: Populate>(&mut self, on: &mut P) -> Result<Attempt, P::Error> {
         let begin = self.gfns.start;
         let mut steps = SECTION_STEPS;
         let gfns = GfnRange {
             start: begin,
             end: Gfn(begin.0 + self.npages().min(steps)),
         };
-        let mut section = on.section(gfns, self.source)?;
+        let mut section = on.begin_section(gfns, self.source)?;
         let (mut filled_to, mut mapped_to) = (begin, begin);
         while steps > 0 && self.npages() > 0 && self.gfns.start.0 - begin.0 < SECTION_PAGES {
             let gfn = self.gfns.start;
@@ -179,7 +187,7 @@ impl Cursor {
                 }
             }
             let mapped = mapped_to.0 - gfn.0;
-            // The rest of a huge page is mapped, but not filled.
+            // A huge page may be mapped further than it is filled.
             let done = if self.source.is_some() {
                 mapped.min(npages)
             } else {
@@ -195,7 +203,7 @@ impl Cursor {
         let npages = npages.min(self.npages());
         self.gfns.start.0 += npages;
         if let Some(source) = &mut self.source {
-            // Checked in `new`, for all of them.
+            // No overflow: `new` checked the end of the source.
             source.0 += npages << PAGE_SHIFT;
         }
     }

@@ -1,34 +1,46 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The page faults that populate memory, on behalf of a vCPU.
+//! The page faults that map memory, on behalf of a vCPU.
 //!
-//! Memslots are read in a read section of the vCPU's. Filling private memory needs
-//! `kvm->slots_lock` as well, which is taken before the section, as an update that holds it waits
-//! for readers.
+//! Memslots are looked up in the vCPU's read section of `kvm->srcu`. Filling private memory also
+//! needs `kvm->slots_lock`. It is taken before the section begins: a memslot update that holds it
+//! waits for readers.
 
-use super::cursor::Attempt;
-use super::cursor::Populate;
-use super::cursor::Section;
-use super::cursor::SECTION_STEPS;
-use crate::memslots::locked::SlotsLocked;
-use crate::types::Gfn;
-use crate::types::GfnRange;
-use crate::types::Hva;
-use crate::vcpu::LoadedVcpu;
-use crate::vcpu::SrcuSection;
-use kernel::bindings;
-use kernel::error::to_result;
-use kernel::ffi::c_long;
-use kernel::prelude::*;
+use super::cursor::{
+    Attempt,
+    Populate,
+    Section,
+    SECTION_STEPS, //
+};
 
-// A section asks C for no more pages than C maps at a time.
+use crate::{
+    memslots::locks::SlotsLocked,
+    types::{
+        Gfn,
+        GfnRange,
+        Hva, //
+    },
+    vcpu::{
+        LoadedVcpu,
+        SrcuSection, //
+    }, //
+};
+
+use kernel::{
+    bindings,
+    error::to_result,
+    ffi::c_long,
+    prelude::*, //
+};
+
+// A section asks kvm_arch_vcpu_map_gfns() for no more pages than it maps in one call.
 const _: () = assert!(SECTION_STEPS == bindings::KVM_MAP_PAGES_MAX as u64);
 
-/// The fault that a mapping stands for (`KVM_MEMORY_MAPPING_FLAG_*`).
+/// The kind of page fault that `KVM_MAP_MEMORY` makes (`KVM_MEMORY_MAPPING_FLAG_*`).
 #[derive(Clone, Copy)]
-pub(super) struct MappingFlags(u64);
+pub(super) struct FaultFlags(u64);
 
-impl MappingFlags {
+impl FaultFlags {
     const WRITE: u64 = bindings::KVM_MEMORY_MAPPING_FLAG_WRITE as u64;
     const PRIVATE: u64 = bindings::KVM_MEMORY_MAPPING_FLAG_PRIVATE as u64;
     const ALL: u64 = Self::WRITE
@@ -36,7 +48,7 @@ impl MappingFlags {
         | bindings::KVM_MEMORY_MAPPING_FLAG_USER as u64
         | Self::PRIVATE;
 
-    /// [`None`] if there are unknown flags.
+    /// Checks flags from userspace. Returns [`None`] if any of them is unknown.
     pub(super) fn from_uapi(flags: u64) -> Option<Self> {
         (flags & !Self::ALL == 0).then_some(Self(flags))
     }
@@ -53,25 +65,26 @@ impl MappingFlags {
 /// Populates memory on behalf of a vCPU.
 pub(super) struct Populator<'v, 'a> {
     vcpu: &'v mut LoadedVcpu<'a>,
-    flags: MappingFlags,
-    /// Whether contents come with it.
+    flags: FaultFlags,
+    /// Whether memory also gets contents.
     fill: bool,
 }
 
 impl<'v, 'a> Populator<'v, 'a> {
-    pub(super) fn new(vcpu: &'v mut LoadedVcpu<'a>, flags: MappingFlags, fill: bool) -> Self {
+    pub(super) fn new(vcpu: &'v mut LoadedVcpu<'a>, flags: FaultFlags, fill: bool) -> Self {
         Self { vcpu, flags, fill }
     }
 
-    /// The highest frame that the vCPU can address.
+    /// Returns the highest frame that the vCPU can address.
     pub(super) fn max_gfn(&self) -> Gfn {
-        // SAFETY: The vCPU lives and is loaded.
+        // SAFETY: By the invariant of `LoadedVcpu` the vCPU is allocated and loaded.
         Gfn(unsafe { bindings::kvm_arch_vcpu_max_gfn(self.vcpu.as_ptr()) })
     }
 
-    /// Whether the vCPU can do so.
+    /// Fails if memory cannot be populated like this on the vCPU: with `EINVAL` if the VM has no
+    /// private memory and the flags ask for it, with `EOPNOTSUPP` if KVM does not implement it.
     pub(super) fn check(&self) -> Result {
-        // SAFETY: The vCPU lives and is loaded.
+        // SAFETY: By the invariant of `LoadedVcpu` the vCPU is allocated and loaded.
         to_result(unsafe {
             bindings::kvm_arch_vcpu_may_map(self.vcpu.as_ptr(), self.flags.0, self.fill)
         })
@@ -85,16 +98,17 @@ impl Populate for Populator<'_, '_> {
     where
         Self: 's;
 
-    fn section(&mut self, gfns: GfnRange, source: Option<Hva>) -> Result<FaultSection<'_>> {
+    fn begin_section(&mut self, gfns: GfnRange, source: Option<Hva>) -> Result<FaultSection<'_>> {
         let npages = (gfns.end.0 - gfns.start.0) as usize;
         if kernel::current!().signal_pending() {
             return Err(EINTR);
         }
-        // SAFETY: A vCPU that is loaded may sleep.
+        // SAFETY: The task may sleep: it has a vCPU loaded, which does not forbid that.
         unsafe { bindings::kvm_memory_cond_resched() };
         let mut source_error = None;
         if let Some(source) = source {
-            // SAFETY: The function does not trust the source, and may sleep.
+            // SAFETY: The function accepts any user address. It may sleep, as a task may that has a
+            // vCPU loaded.
             match to_result(unsafe { bindings::kvm_memory_fault_in_source(source.0, npages) }) {
                 Err(error) if error == EINTR => return Err(EINTR),
                 result => source_error = result.err(),
@@ -113,7 +127,7 @@ impl Populate for Populator<'_, '_> {
         };
         if !self.flags.is_private() {
             let write = self.fill || self.flags.is_write();
-            // SAFETY: The vCPU lives, and may read memslots.
+            // SAFETY: `section.srcu` proves that the vCPU is loaded and may look up memslots.
             unsafe {
                 bindings::kvm_memory_fault_in(section.srcu.as_ptr(), gfns.start.0, npages, write)
             };
@@ -126,22 +140,23 @@ impl Populate for Populator<'_, '_> {
     }
 }
 
-/// A read section in which faults are made.
+/// A read section in which the vCPU's faults are made.
 ///
-/// Fields are dropped in this order: the read section ends before `slots_lock` is dropped.
+/// Fields are dropped in the order of declaration: the read section ends before `slots_lock` is
+/// dropped.
 pub(super) struct FaultSection<'s> {
     srcu: SrcuSection<'s>,
-    flags: MappingFlags,
-    /// For private memory that is filled.
+    flags: FaultFlags,
+    /// Held while private memory is filled.
     slots: Option<SlotsLocked<'s>>,
-    /// Why the first page of the source is not present, if it is not.
+    /// Why the first page of the source could not be faulted in, if it could not.
     source_error: Option<Error>,
 }
 
 impl FaultSection<'_> {
-    /// Each page that is logged takes an entry of the vCPU's dirty ring.
+    /// Fails with `ENOSPC` if the vCPU's dirty ring is full: each page that KVM logs takes an entry.
     fn ensure_room_in_dirty_ring(&self) -> Result {
-        // SAFETY: The vCPU lives and is loaded.
+        // SAFETY: `self.srcu` proves that the vCPU is allocated and loaded.
         if unsafe { bindings::kvm_memory_dirty_ring_is_full(self.srcu.as_ptr()) } {
             return Err(ENOSPC);
         }
@@ -149,8 +164,8 @@ impl FaultSection<'_> {
     }
 }
 
-/// What C says of an attempt: the number of pages done, 0 to try again, `-EAGAIN` for an INVALID
-/// memslot.
+/// Converts what C returns for an attempt: the number of pages done, 0 if the caller must retry,
+/// `-EAGAIN` if the memslot is INVALID, or another negative errno.
 fn attempt(result: c_long) -> Result<Attempt> {
     match u64::try_from(result) {
         Ok(0) => Ok(Attempt::Retry),
@@ -169,12 +184,12 @@ impl Section for FaultSection<'_> {
         self.ensure_room_in_dirty_ring()?;
         let vcpu = self.srcu.as_ptr();
         let filled = if self.slots.is_some() {
-            // SAFETY: The vCPU lives, is loaded and may read memslots; slots_lock is held. The
-            // function does not trust the source.
+            // SAFETY: `self.srcu` proves that the vCPU is loaded and may look up memslots,
+            // `self.slots` that slots_lock is held. The function accepts any user address.
             unsafe { bindings::kvm_memory_fill_private(vcpu, gfn.0, source.0) }
         } else {
-            // SAFETY: The vCPU lives, is loaded and may read memslots. The function does not trust
-            // the source.
+            // SAFETY: `self.srcu` proves that the vCPU is loaded and may look up memslots. The
+            // function accepts any user address.
             unsafe { bindings::kvm_memory_fill(vcpu, gfn.0, source.0, npages as usize) }
         };
         match (attempt(filled)?, self.source_error.take()) {
@@ -186,7 +201,7 @@ impl Section for FaultSection<'_> {
     fn map(&mut self, gfn: Gfn, npages: u64) -> Result<Attempt> {
         self.ensure_room_in_dirty_ring()?;
         let vcpu = self.srcu.as_ptr();
-        // SAFETY: The vCPU lives, is loaded and may read memslots.
+        // SAFETY: `self.srcu` proves that the vCPU is loaded and may look up memslots.
         attempt(unsafe {
             bindings::kvm_arch_vcpu_map_gfns(vcpu, gfn.0, npages as usize, self.flags.0)
         })

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The memory behind guest frames that are populated, and the contents that it
- * gets: which pages are present, what may wait for others, how they are copied.
- * When to do what is decided in cursor.rs and fault.rs.
+ * Faulting in and filling the memory of guest frames: which pages are present,
+ * which wait may block, and how pages are copied.  cursor.rs and fault.rs
+ * decide when to do what.
  */
 #include <linux/highmem.h>
 #include <linux/kvm_dirty_ring.h>
 #include <linux/kvm_memory_core.h>
 #include <linux/uaccess.h>
 
-/* Pages that are copied at a time. */
+/* The number of pages that are copied at a time. */
 #define FILL_MAX	16
 
 bool kvm_memory_dirty_ring_is_full(struct kvm_vcpu *vcpu)
@@ -18,9 +18,10 @@ bool kvm_memory_dirty_ring_is_full(struct kvm_vcpu *vcpu)
 }
 
 /*
- * Have memory at @hva present, up to @npages pages, and return how many are; or
- * an error.  @how says how to wait for it.  Where the first page is present, the
- * others are likely to be: then they are left alone.
+ * Fault in up to @npages pages at @hva.  @how is the FOLL_* flag that says how
+ * to wait for them.  If the first page is present, the others probably are, too:
+ * leave them alone.  Returns the number of pages known to be present, or an
+ * error.
  */
 static long fault_in(unsigned long hva, unsigned long npages, unsigned int foll,
 		     unsigned int how)
@@ -38,16 +39,16 @@ static long fault_in(unsigned long hva, unsigned long npages, unsigned int foll,
 }
 
 /*
- * Have the memory behind @npages frames present, so that the page faults to
- * come need not get it page by page.  As far as that takes no waiting, and as
- * far as it goes: the fault on a page finds out what is wrong with it.
+ * Fault in the memory of @npages frames at once, so that the page faults on them
+ * need not do so page by page.  This never waits and reports no error: it is an
+ * optimisation, and the fault on each page finds out what is wrong with it.
  */
 void kvm_memory_fault_in(struct kvm_vcpu *vcpu, gfn_t gfn, unsigned long npages,
 			 bool write)
 {
 	struct kvm_memory_slot *slot = kvm_vcpu_gfn_to_memslot(vcpu, gfn);
 
-	/* Behind private frames there is no other memory. */
+	/* With private memory, guest_memfd may provide the frame. */
 	if (!slot || kvm_arch_has_private_mem(vcpu->kvm) ||
 	    kvm_memslot_is_gmem_only(slot) ||
 	    slot->flags & KVM_MEMSLOT_INVALID ||
@@ -60,8 +61,8 @@ void kvm_memory_fault_in(struct kvm_vcpu *vcpu, gfn_t gfn, unsigned long npages,
 }
 
 /*
- * Have the memory at @source present, and wait for it as a vCPU does.  Outside
- * of SRCU, so that no memslot update waits as well.
+ * Fault in the memory at @source, and wait for it as a fault of a vCPU does.
+ * Called outside kvm->srcu, so that no memslot update waits as well.
  */
 int kvm_memory_fault_in_source(u64 source, unsigned long npages)
 {
@@ -72,7 +73,7 @@ int kvm_memory_fault_in_source(u64 source, unsigned long npages)
 	return n > 0 ? 0 : -EFAULT;
 }
 
-/* The page at @source, if it is present. */
+/* Get a reference to the page at @source.  Returns NULL if it is not present. */
 static struct page *get_source(u64 source)
 {
 	struct page *page;
@@ -82,20 +83,22 @@ static struct page *get_source(u64 source)
 	return page;
 }
 
-/* Where both are the same, a guest may be writing, and nothing must be done. */
+/* Leave a page alone that is its own source: the guest may be writing to it. */
 static int copy_contents(struct page *to, struct page *from)
 {
 	if (to == from)
 		return 0;
 
-	/* A machine check that the source causes is an error of the call only. */
+	/* If the source causes a machine check, only this call fails. */
 	return copy_mc_highpage(to, from) ? -EFAULT : 0;
 }
 
 /*
- * Copy as many of @npages pages as are present here and there.  One, if the
- * guest's memory is, at another offset, the source: a page must not be
- * overwritten that may have to be copied again.
+ * Copy up to @npages pages, as far as those of the guest and of the source are
+ * present.  Copy only one if a page of the guest is also a page of the source at
+ * another offset: the caller may have to repeat the copy, so that it must not
+ * have overwritten its source.  Returns the number of pages, or an error if the
+ * first copy failed.
  */
 static long fill_present(struct kvm *kvm, struct kvm_memory_slot *slot,
 			 gfn_t gfn, u64 source, unsigned long npages)
@@ -109,7 +112,10 @@ static long fill_present(struct kvm *kvm, struct kvm_memory_slot *slot,
 	if (nr_to <= 0)
 		return 0;
 
-	/* Only then: pages that are written to may have taken the place of others. */
+	/*
+	 * Look up the source after pinning: until then, copy-on-write may
+	 * replace pages that the guest's memory and the source share.
+	 */
 	nr_from = get_user_pages_fast_only(source, nr_to, 0, from);
 	nr_from = max(nr_from, 0);
 
@@ -121,22 +127,23 @@ static long fill_present(struct kvm *kvm, struct kvm_memory_slot *slot,
 
 	for (i = 0; i < n && !r; i++) {
 		r = copy_contents(to[i], from[i]);
-		/* Also if that failed half way. */
+		/* Mark it even after an error: part of it may have been copied. */
 		mark_page_dirty_in_slot(kvm, slot, gfn + i);
 	}
 	release_pages(from, nr_from);
 	unpin_user_pages_dirty_lock(to, i, true);
 	unpin_user_pages(to + i, nr_to - i);
 
-	/* What failed is not done, and fails again when its turn comes. */
+	/* Do not count the page that failed: the next call returns its error. */
 	if (r)
 		return i > 1 ? i - 1 : r;
 	return i;
 }
 
 /*
- * Copy one page, and wait for the guest's up to a signal.  Nothing else in a
- * read section waits for user memory.
+ * Copy one page, and wait for the guest's page until a signal arrives.  Nothing
+ * else waits for user memory in a read section.  Returns 1, an error, or 0 if
+ * the source is not present.
  */
 static long fill_waiting(struct kvm *kvm, struct kvm_memory_slot *slot,
 			 gfn_t gfn, u64 source)
@@ -144,13 +151,13 @@ static long fill_waiting(struct kvm *kvm, struct kvm_memory_slot *slot,
 	struct page *from, *to;
 	long r;
 
-	/* Memory that is not made of pages has no contents to fill. */
+	/* Memory without struct pages cannot be pinned: -EFAULT. */
 	r = pin_user_pages_unlocked(__gfn_to_hva_memslot(slot, gfn), 1, &to,
 				    FOLL_WRITE | FOLL_INTERRUPTIBLE | FOLL_HWPOISON);
 	if (r != 1)
 		return r == -EINTR || r == -EHWPOISON ? r : -EFAULT;
 
-	/* Only now, as in fill_present(). */
+	/* As in fill_present(), look up the source after pinning. */
 	from = get_source(source);
 	if (!from) {
 		unpin_user_page(to);
@@ -164,7 +171,7 @@ static long fill_waiting(struct kvm *kvm, struct kvm_memory_slot *slot,
 	return r ?: 1;
 }
 
-/* Why @gfn, which is in @slot, cannot be filled, or 0. */
+/* Returns 0 if @gfn in @slot, which may be NULL, can be filled, or an error. */
 static int check_fill(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 		      gfn_t gfn)
 {
@@ -184,9 +191,10 @@ static int check_fill(struct kvm_vcpu *vcpu, struct kvm_memory_slot *slot,
 }
 
 /*
- * Copy up to @npages pages from @source to @gfn and what follows it, which then
- * are dirty; or leave @gfn as it is, hence no copy_from_user().  0 if the source
- * is not present.
+ * Copy up to @npages pages from @source to the frames from @gfn, and mark these
+ * dirty.  Do not use copy_from_user(), which may stop in the middle of a page.
+ * Returns the number of pages copied, 0 if the source is not present, or an
+ * error.
  */
 long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 		     unsigned long npages)
@@ -200,7 +208,7 @@ long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 	if (r)
 		return r;
 
-	/* Attributes and the dirty ring must be looked at page by page. */
+	/* Attributes and room in the dirty ring must be checked for each page. */
 	if (kvm_arch_has_private_mem(kvm) || kvm->dirty_ring_size)
 		npages = 1;
 	npages = min3(npages, slot->npages - (gfn - slot->base_gfn), FILL_MAX);
@@ -209,7 +217,7 @@ long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 	if (r)
 		return r;
 
-	/* Do not wait for the guest's page if the source is what is missing. */
+	/* Do not wait for the guest's page if the source is missing. */
 	from = get_source(source);
 	if (!from)
 		return 0;
@@ -227,7 +235,7 @@ static int copy_to_gmem(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
 	return copy_contents(pfn_to_page(pfn), from);
 }
 
-/* The same for private memory, which is one page of guest_memfd at a time. */
+/* The same for one page of private memory, which guest_memfd provides. */
 long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 {
 	struct kvm *kvm = vcpu->kvm;
@@ -251,7 +259,7 @@ long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 	if (!from)
 		return 0;
 
-	/* Were the source looked up again, it might have to be waited for. */
+	/* Pass the page, not its address: looking it up again might wait. */
 	r = kvm_gmem_populate(kvm, gfn, NULL, 1, false, copy_to_gmem, from);
 	put_page(from);
 	return r;

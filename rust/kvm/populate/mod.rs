@@ -2,12 +2,13 @@
 
 //! Populating guest memory: `KVM_MAP_MEMORY`.
 //!
-//! | file | holds |
+//! | file | contents |
 //! |---|---|
-//! | `ioctl.rs` | where C calls in |
-//! | `cursor.rs` | what is left to do, and in which portions; pure |
-//! | `fault.rs` | the page faults that populate memory, and the contents that come with them |
+//! | `ioctl.rs` | the function that C calls |
+//! | `cursor.rs` | what is left to do, and how it is divided into chunks; pure |
+//! | `fault.rs` | the page faults that map memory, on behalf of a vCPU |
 //! | `fill.c` | finding and copying pages |
+//! | `x86.c` | one page fault as the guest would take it |
 
 pub mod cursor;
 mod fault;

@@ -1,52 +1,10 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
 # kernel.sh [rust|c|debug|builtin]...: builds the test kernel of these flavours and puts kernel and KVM modules into
-# $WORK/kernel/FLAVOUR. `c` shares the kernel with `rust` (only KVM differs); `builtin`, which has little else in it, is a
-# check: that KVM=y links, and that clippy has no warning.
+# $WORK/kernel/FLAVOUR. `c` shares the kernel with `rust` (only KVM differs). `builtin` is a check: that KVM=y would
+# link, and that clippy has no warning.
 . "$(dirname "$0")/lib.sh"
-
-# kmake FLAVOUR ARGS...
-kmake() {
-	local flavour=$1
-	shift
-	inside make -C "$IN_WORK/tree" O="$IN_WORK/build/$flavour" LLVM=1 LOCALVERSION= -j"$JOBS" "$@"
-}
-
-# configure FLAVOUR FRAGMENT...: .config gets a new time only if it changes.
-configure() {
-	local flavour=$1 dir=$WORK/build/$1 log=$LOG/config-$1.log f
-	shift
-	mkdir -p "$dir"
-	{
-		kmake "$flavour" KCONFIG_CONFIG=.config.new allnoconfig
-		inside env -C "$IN_WORK/build/$flavour" KCONFIG_CONFIG=.config.new "$IN_WORK/tree/scripts/kconfig/merge_config.sh" \
-			-m -O . .config.new "${@/#/$IN_SRC/tools/kvm/build/config/}"
-		kmake "$flavour" KCONFIG_CONFIG=.config.new olddefconfig
-	} >"$log" 2>&1 || { tail "$log" >&2; die "configuring the $flavour kernel failed" "all of it: $log"; }
-	# The last word on each symbol counts.
-	(cd "$SRC/tools/kvm/build/config" && grep -h '^CONFIG_' "$@") | tac | sort -u -s -t= -k1,1 | while read -r f; do
-		if [[ $f == *=n ]]; then
-			! grep -q "^${f%=n}=" "$dir/.config.new"
-		else
-			grep -qxF "$f" "$dir/.config.new"
-		fi || die "the configuration does not take $f" "its dependencies changed, or a tool is missing: see $log"
-	done
-	cmp -s "$dir/.config" "$dir/.config.new" || mv "$dir/.config.new" "$dir/.config"
-}
-
-# compile FLAVOUR TARGET...
-compile() {
-	local flavour=$1 dir=$WORK/build/$1 log=$LOG/kernel-$1.log expected=2400
-	shift
-	[[ $flavour != builtin ]] || expected=1400
-	[[ ! -f $dir/.built ]] || expected=20
-	need_disk 3 "building the $flavour kernel"
-	kmake "$flavour" "$@" 2>&1 | progress "kernel, $flavour" "$log" "$expected" || {
-		grep -nE -m 4 -A 8 '(error: |error\[|ERROR: |fixdep: |undefined symbol|No space left)' "$log" >&2 || tail -20 "$log" >&2
-		die "the $flavour kernel does not build, all of it in $log"
-	}
-	touch "$dir/.built"
-}
+. "$(dirname "$0")/kbuild.sh"
 
 # publish FLAVOUR BUILD-DIRECTORY-OF-THE-KERNEL
 publish() {
@@ -60,44 +18,64 @@ publish() {
 	mv "$new" "$WORK/kernel/$1"
 }
 
-# A copy of the finished build is where a flavour that differs in KVM only starts from.
-copy_of_rust() {
-	[[ ! -d $WORK/build/$1 ]] || return 0
-	rm -rf "$WORK/build/.$1.new"
-	cp -a --reflink=auto "$WORK/build/rust" "$WORK/build/.$1.new"
-	mv "$WORK/build/.$1.new" "$WORK/build/$1"
-}
-
 # fresh FLAVOUR: is it built from what there is now?
 fresh() {
 	[[ -z $KSRC && $(cat "$WORK/kernel/$1/.key" 2>/dev/null) == "$key" ]]
+}
+
+# names OPTION FILE...: global symbols in these files.
+names() {
+	inside llvm-nm --extern-only --format=just-symbols --quiet "$@" | sort -u
+}
+
+# Whether KVM, built in, would link with the kernel of `rust`, which differs in nothing else: linking it takes minutes more.
+links() {
+	local build=$IN_WORK/build kvm
+	kvm=("$build"/builtin/{arch/x86/kvm,virt}/built-in.a)
+	names --defined-only "${kvm[@]}" >"$LOG/kvm.defined"
+	names --defined-only "$build/rust/vmlinux" >"$LOG/vmlinux.defined"
+	names --undefined-only "${kvm[@]}" >"$LOG/kvm.undefined"
+	! comm -12 "$LOG/kvm.defined" "$LOG/vmlinux.defined" | grep . >&2 || die "KVM=y defines these symbols of the kernel again"
+	! sort -u "$LOG/kvm.defined" "$LOG/vmlinux.defined" | comm -23 "$LOG/kvm.undefined" - | grep . >&2 ||
+		die "KVM=y does not find these symbols"
+}
+
+# Clippy over the core: as kbuild compiled it, but without compiling all other crates again as CLIPPY=1 does.
+clippy() {
+	local cmd
+	cmd=$(sed -n 's/^savedcmd_[^ ]* := //p' "$WORK/build/builtin/rust/kvm/.memory.o.cmd" |
+		sed 's/ rustc --/ clippy-driver --/; s/--emit=dep-info=[^ ]*//; s/--emit=obj=[^ ]*/--emit=metadata=clippy.rmeta/')
+	inside env -C "$IN_WORK/build/builtin" RUSTC_BOOTSTRAP=1 CLIPPY_CONF_DIR="$IN_WORK/tree" bash -c "$cmd" >"$LOG/clippy.log" 2>&1 ||
+		{ cat "$LOG/clippy.log" >&2; die "clippy failed"; }
+	! grep -B 1 -A 12 -- '--> .*rust/kvm/' "$LOG/clippy.log" >&2 || die "clippy has warnings"
 }
 
 flavour() {
 	case $1 in
 	rust)
 		configure rust base.config
-		compile rust bzImage modules
+		compile rust 2400 bzImage modules
 		publish rust rust
 		;;
 	c)
 		fresh rust || flavour rust
-		copy_of_rust c
+		copy_build rust c
 		configure c base.config c.config
-		compile c modules
+		compile c 100 modules
 		publish c rust
 		;;
 	debug)
 		configure debug base.config debug.config
-		compile debug bzImage modules
+		compile debug 2400 bzImage modules
 		publish debug debug
 		;;
 	builtin)
-		configure builtin builtin.config
-		# Compiled anew each time, for only then does clippy say something.
-		rm -f "$WORK"/build/builtin/rust/kvm/*.o
-		compile builtin CLIPPY=1 vmlinux
-		! grep -B 1 -A 12 -- '--> .*rust/kvm/' "$LOG/kernel-builtin.log" >&2 || die "clippy has warnings"
+		fresh rust || flavour rust
+		copy_build rust builtin
+		configure builtin base.config builtin.config
+		compile builtin 100 arch/x86/kvm/ virt/
+		links
+		clippy
 		mkdir -p "$WORK/kernel/builtin"
 		printf %s "$key" >"$WORK/kernel/builtin/.key"
 		;;

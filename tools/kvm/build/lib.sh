@@ -9,6 +9,7 @@ OUT=${OUT:-$SRC/out}
 TOOLCHAIN=${TOOLCHAIN:-debian}
 KSRC=${KSRC:-}
 JOBS=${JOBS:-$(nproc)}
+# The Linux that the patches are for. No other place knows it.
 VERSION=7.3
 mkdir -p "$CACHE/log" 2>/dev/null || { echo "error: cannot write to $CACHE; set CACHE=DIR" >&2; exit 1; }
 CACHE=$(cd "$CACHE" && pwd)
@@ -127,19 +128,16 @@ overlay_files() {
 		done
 }
 
-# The patches, in order.
+# The patches, in order. (What patches/series has besides is for series.sh.)
 overlay_patches() {
-	local p
-	grep -v '^#' "$SRC/patches/series" | while read -r p; do
-		[[ -z $p ]] || printf '%s\n' "$SRC/patches/$p"
-	done
+	grep '\.patch$' "$SRC/patches/series" | sed "s|^|$SRC/patches/|"
 }
 
 # A hash of everything in the checkout that the test kernel is made from.
 overlay_key() {
 	{
 		overlay_files | cut -f1
-		(cd "$SRC" && printf '%s\n' patches/* tools/kvm/build/config/* tools/kvm/build/{kernel,tree,toolchain}.sh)
+		(cd "$SRC" && printf '%s\n' patches/*.patch tools/kvm/build/config/*.config tools/kvm/build/{kbuild,kernel,tree,toolchain}.sh)
 	} | (cd "$SRC" && xargs -d'\n' sha256sum) | sha256sum | cut -c1-16
 }
 
@@ -150,10 +148,8 @@ patch_tree() {
 	(cd "$dir" && GIT_CEILING_DIRECTORIES=$(dirname "$dir") git apply --whitespace=nowarn "$@")
 }
 
-# check_version DIR
-check_version() {
-	local v
+# version_of DIR: of the Linux source in DIR.
+version_of() {
 	[[ -f $1/Makefile && -d $1/virt/kvm ]] || die "$1 is not a Linux source tree"
-	v=$(sed -n 's/^VERSION = //p;s/^PATCHLEVEL = //p' "$1/Makefile" | paste -sd.)
-	[[ $v == "$VERSION" ]] || die "$1 is Linux $v; the patches are for Linux $VERSION"
+	sed -n 's/^VERSION = //p;s/^PATCHLEVEL = //p' "$1/Makefile" | paste -sd.
 }

@@ -1,46 +1,22 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
-# Writes the overlay as patches to mail into $OUT/series, and checks that `git am` takes them on the pristine tree and
-# that the result is the tree that we build. First come fixes that stand by themselves (patches/000*) with the tests that
-# show the faults, then the core. New files come before the patches that name them: they do nothing until then.
+# Writes the overlay as patches to mail into $OUT/series, and checks that `git am` takes them on the pristine tree and that
+# the result is the tree that we build. patches/series has the order: a .patch edits files, a .files names files of the
+# overlay that a commit adds, below its message. SIGNOFF=1 adds your Signed-off-by. BUILD=1 also builds kvm.ko at each commit,
+# without the core and, once there is one, with it.
 . "$(dirname "$0")/lib.sh"
-
-# The commits that bring new files: the paths, the subject, the message.
-REPRODUCERS=(
-	"tools/testing/selftests/kvm/include/kmsg.h tools/testing/selftests/kvm/include/nested_guest.h tools/testing/selftests/kvm/include/two_cpus.h tools/testing/selftests/kvm/x86/first_shadow_root_test.c tools/testing/selftests/kvm/x86/hole_fault_test.c tools/testing/selftests/kvm/x86/mmio_rmw_test.c tools/testing/selftests/kvm/x86/nx_huge_page_slot_test.c"
-	"KVM: selftests: Show faults at the edges of memslots"
-	"Each of these tests uses ioctls that KVM has had for years, and makes it oops, warn, or write to the wrong memory without the preceding fixes."
-)
-COMMITS=(
-	"include/uapi/"
-	"KVM: Add the uAPI of memslot lists, and of populating guest memory"
-	"KVM_SET_USER_MEMORY_REGION_LIST takes many memslot updates at once; a running vCPU sees all of them or none. KVM_MAP_MEMORY populates guest memory before the guest needs it."
-
-	"rust/kvm/ include/linux/ include/trace/"
-	"KVM: Add the guest-memory core in Rust"
-	"It owns every change of the memslots: check, prepare and commit are separate phases, and the types allow no other order. And it populates guest memory by page faults that the guest did not have."
-
-	"tools/testing/selftests/kvm/"
-	"KVM: selftests: Add tests of memslot lists, and of populating memory"
-	"They cover the rules, the errors, the number of swaps, and updates under running vCPUs and under vCPUs that populate."
-
-	"Documentation/"
-	"Documentation: KVM: Describe the memory core and its ioctls"
-	"memory/internals.rst is for those who change the core, the other pages are for those who write a VMM."
-
-	"tools/kvm/ samples/kvm/"
-	"tools: KVM: Add userspace crates and a sample VMM for memslot lists"
-	"The uapi crate extends kvm-ioctls; the sample VMM resizes memslots under a running guest."
-)
+. "$(dirname "$0")/kbuild.sh"
 
 repo=$WORK/git
 work=$CACHE/series
+signoff=()
+[[ ${SIGNOFF:-} != 1 ]] || signoff=(-s)
 "$(dirname "$0")/toolchain.sh"
 lock
 "$(dirname "$0")/tree.sh" build
 tree=$WORK/tree
 base=${KSRC:-$CACHE/pristine}
-mapfile -t patches < <(overlay_patches)
+version=$(version_of "$base")
 sed 's|^/||' "$tree/.kvm-memory-overlay" >"$CACHE/series.files"
 
 export GIT_AUTHOR_NAME GIT_AUTHOR_EMAIL GIT_COMMITTER_NAME GIT_COMMITTER_EMAIL
@@ -50,7 +26,7 @@ GIT_AUTHOR_EMAIL=$(git -C "$SRC" config user.email || true)
 	die "git does not know who you are" "git config --global user.name NAME; git config --global user.email ADDRESS"
 GIT_COMMITTER_NAME=$GIT_AUTHOR_NAME GIT_COMMITTER_EMAIL=$GIT_AUTHOR_EMAIL
 
-if [[ ! -d $repo ]] || [[ -n $KSRC ]]; then
+if [[ ! -d $repo || -n $KSRC || $(git --git-dir="$repo" log -1 --format=%s) != "Linux $version" ]]; then
 	need_disk 2 "a git repository of the pristine source"
 	say "making a git repository of the pristine source"
 	rm -rf "$repo.new"
@@ -59,7 +35,7 @@ if [[ ! -d $repo ]] || [[ -n $KSRC ]]; then
 	git -C "$repo.new" config core.compression 1
 	git -C "$repo.new" config gc.auto 0
 	GIT_DIR=$repo.new GIT_WORK_TREE=$base git add -f -A .
-	GIT_DIR=$repo.new GIT_WORK_TREE=$base git commit -q -m "Linux $VERSION"
+	GIT_DIR=$repo.new GIT_WORK_TREE=$base git commit -q -m "Linux $version"
 	rm -rf "$repo"
 	mv "$repo.new" "$repo"
 fi
@@ -73,34 +49,35 @@ checkout() {
 	git -C "$1" checkout -q HEAD
 }
 
-# commit PATHS SUBJECT MESSAGE...: the files of the overlay below PATHS.
-commit() {
-	local paths
-	while (($# > 0)); do
-		read -ra paths <<<"$1"
-		overlay_files | cut -f2 | while read -r f; do
-			for p in "${paths[@]}"; do
-				[[ $f != "$p"* ]] || { mkdir -p "$work/$(dirname "$f")" && cp "$tree/$f" "$work/$f" && echo "$f"; }
-			done
-		done >"$CACHE/series.add"
-		git -C "$work" add -f --pathspec-from-file="$CACHE/series.add"
-		git -C "$work" commit -q -s -m "$2" -m "$(fmt -w 72 <<<"$3")"
-		shift 3
-	done
+# add FILE: commits what a .files names. Each line is a pattern of paths in the tree; a sed script after a tab takes out of the
+# file what a later commit brings.
+add() {
+	local pattern script f found
+	while IFS=$'\t' read -r pattern script; do
+		found=
+		while read -r f; do
+			# shellcheck disable=SC2053  # a pattern
+			[[ $f == $pattern ]] || continue
+			mkdir -p "$work/$(dirname "$f")"
+			cp -p "$tree/$f" "$work/$f"
+			[[ -z $script ]] || sed -i "$script" "$work/$f"
+			git -C "$work" add -f "$f"
+			found=1
+		done < <(overlay_files | cut -f2)
+		[[ -n $found ]] || die "${1##*/}: no file is $pattern"
+	done < <(sed '1,/^---$/d' "$1")
+	sed -e '/^# SPDX/d' -e '/^---$/,$d' "$1" | git -C "$work" commit -q "${signoff[@]}" -F - || die "${1##*/} adds nothing"
 }
 
-# am PATCH...
-am() {
-	git -C "$work" am -q -s "$@" || die "a patch does not apply" "see $work"
-}
-
-mapfile -t fixes < <(printf '%s\n' "${patches[@]}" | grep '/000')
 checkout "$work"
-am "${fixes[@]::${#fixes[@]}-1}"
-commit "${REPRODUCERS[@]}"
-am "${fixes[-1]}"
-commit "${COMMITS[@]}"
-am "${patches[@]:${#fixes[@]}}"
+mapfile -t entries < <(grep -v '^#' "$SRC/patches/series")
+for p in "${entries[@]}"; do
+	case $p in
+	*.patch) git -C "$work" am -q "${signoff[@]}" "$SRC/patches/$p" || die "$p does not apply" "see $work" ;;
+	*.files) add "$SRC/patches/$p" ;;
+	*) die "patches/series: $p is neither a .patch nor a .files" ;;
+	esac
+done
 
 mkdir -p "$OUT"
 rm -rf "$OUT/series"
@@ -124,8 +101,8 @@ reads or writes, with contents if told so, and lets memslot updates
 through while it does.
 
 First come fixes of faults that KVM has without this series, with tests
-that show them. After these, new files come before the patches that wire
-them up.
+that use the ioctls that exist and fail without the fixes. Then the core
+arrives by family: memslots, then populating, each with its tests.
 END
 
 check=$work.check
@@ -135,5 +112,34 @@ while read -r f; do
 	cmp "$check/$f" "$tree/$f" >&2 || die "the series does not give the tree that we build: $f differs"
 done <"$CACHE/series.files"
 git -C "$check" status --porcelain --ignored >&2
-say "$(find "$OUT/series" -name '*.patch' | wc -l) mails in $OUT/series; git am takes them on Linux $VERSION"
+say "$(find "$OUT/series" -name '*.patch' | wc -l) mails in $OUT/series; git am takes them on Linux $version"
+
+# build NUMBER NAME FRAGMENT...: kvm.ko at a commit.
+build() {
+	local at=$1
+	shift
+	if configure "$@" && compile "$1" 100 arch/x86/kvm/kvm.ko arch/x86/kvm/kvm-amd.ko arch/x86/kvm/kvm-intel.ko; then
+		return
+	fi
+	die "commit $at does not build $([[ $1 == c ]] && echo without || echo with) the core: $subject"
+}
+
+# The commits pass through the tree that we build, and leave it as it was, in build directories that are there.
+if [[ ${BUILD:-} == 1 ]]; then
+	"$(dirname "$0")/kernel.sh" rust c
+	rm -f "$WORK/tree.key"
+	while read -r f; do
+		if [[ -e $base/$f ]]; then cp "$base/$f" "$tree/$f"; else rm -f "$tree/$f"; fi
+	done <"$CACHE/series.files"
+	for mail in "$OUT"/series/0*[1-9]*-*.patch; do
+		at=${mail##*/} at=${at%%-*}
+		subject=$(git mailinfo /dev/null /dev/null <"$mail" | sed -n 's/^Subject: //p')
+		patch_tree "$tree" "$mail"
+		git apply --numstat "$mail" | cut -f3 | grep -qE '^(arch|include|rust|virt)/' || continue
+		build "$at" c base.config c.config
+		! grep -q rust/kvm/Kconfig "$tree/arch/x86/kvm/Kconfig" || build "$at" rust base.config
+		result pass "commit $at builds: $subject"
+	done
+	"$(dirname "$0")/tree.sh" build
+fi
 rm -rf "$work" "$check" "$CACHE"/series.*

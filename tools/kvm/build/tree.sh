@@ -6,64 +6,98 @@
 
 MARK=.kvm-memory-overlay
 
-# Debian's package of the source: from backports, else from the next releases.
+# package SUITE [VERSION]: puts the tarball of linux-source-VERSION, or of the newest that SUITE has, into $CACHE/download.
+package() {
+	# shellcheck disable=SC2016
+	inside bash -ec '
+		list=/etc/apt/sources.list.d/kernel.list
+		sed -n "s/ trixie main\$/ $1 main/p" /etc/apt/sources.list >$list
+		trap "rm -f $list" EXIT
+		# The releases of a mirror that is a snapshot expire.
+		apt-get -o Acquire::Check-Valid-Until=false update
+		v=${3:-$(apt-cache pkgnames linux-source- | sed -n "s/^linux-source-\([0-9]*\.[0-9]*\)$/\1/p" | sort -V | tail -1)}
+		cd "$2"
+		apt-get -o APT::Sandbox::User=root download "linux-source-$v/$1"
+		dpkg-deb --fsys-tarfile linux-source-*.deb | tar -xO "./usr/src/linux-source-$v.tar.xz" >"linux-source-$v.tar.xz"
+		rm linux-source-*.deb
+	' bash "$1" /cache/download "${2:-}" >>"$LOG/download.log" 2>&1
+}
+
+# Debian's package of the source: from backports, else from the next releases; if none has it any more, the newest there is.
 download() {
-	local suite deb=$CACHE/download
-	[[ ! -f $CACHE/linux-source-$VERSION.tar.xz ]] || return 0
+	local suite
+	compgen -G "$CACHE/linux-source-*.tar.xz" >/dev/null && return
 	[[ $TOOLCHAIN == debian ]] || die "TOOLCHAIN=host needs your own source" "use KSRC=DIR"
 	need_disk 3 "the kernel source"
-	rm -rf "$deb"
-	mkdir -p "$deb"
-	# shellcheck disable=SC2016
+	rm -rf "$CACHE/download" "$LOG/download.log"
+	mkdir -p "$CACHE/download"
 	for suite in trixie-backports forky sid; do
 		say "looking for linux-source-$VERSION in $suite"
-		if inside bash -ec '
-			list=/etc/apt/sources.list.d/kernel.list
-			sed -n "s/ trixie main\$/ $1 main/p" /etc/apt/sources.list >$list
-			trap "rm -f $list" EXIT
-			apt-get update
-			cd "$2"
-			apt-get -o APT::Sandbox::User=root download "linux-source-$3/$1"
-			dpkg-deb --fsys-tarfile linux-source-*.deb | tar -xO "./usr/src/linux-source-$3.tar.xz" >"linux-source-$3.tar.xz"
-		' bash "$suite" "/cache/download" "$VERSION" >"$LOG/download.log" 2>&1; then
-			mv "$deb/linux-source-$VERSION.tar.xz" "$CACHE/"
-			rm -rf "$deb"
-			return
-		fi
+		package "$suite" "$VERSION" && break
 	done
-	die "linux-source-$VERSION is not to be had from trixie-backports, forky or sid (see $LOG/download.log)" \
-		"if the network is there, get a Linux $VERSION tree and use KSRC=DIR"
+	compgen -G "$CACHE/download/*.tar.xz" >/dev/null || for suite in sid forky trixie-backports; do
+		say "looking for the newest linux-source in $suite"
+		package "$suite" && break
+	done
+	mv "$CACHE"/download/linux-source-*.tar.xz "$CACHE/" 2>/dev/null ||
+		die "linux-source-$VERSION is not to be had from trixie-backports, forky or sid, nor is another (see $LOG/download.log)" \
+			"if the network is there, get a Linux $VERSION tree and use KSRC=DIR"
+	rm -rf "$CACHE/download"
 }
 
 # The pristine source: $BASE.
 base() {
-	if [[ -n $KSRC ]]; then
-		check_version "$KSRC"
-		[[ ! -d $KSRC/$MARK ]] || die "$KSRC has the overlay applied" "make unapply KSRC=$KSRC first"
-		BASE=$KSRC
-		return
+	BASE=${KSRC:-$CACHE/pristine}
+	[[ -z $KSRC || ! -d $KSRC/$MARK ]] || die "$KSRC has the overlay applied" "make unapply KSRC=$KSRC first"
+	[[ -z $KSRC ]] || return 0
+	if [[ -d $BASE ]]; then
+		printf '%s\n' "$VERSION" "$(version_of "$BASE")" | sort -V -C && return
+		# Left from a time when the patches were for an older one.
+		rm -rf "$BASE" "$WORK/tree" "$CACHE"/linux-source-*.tar.xz
 	fi
-	BASE=$CACHE/pristine
-	[[ ! -d $BASE ]] || return 0
 	download
 	need_disk 5 "the kernel source"
 	rm -rf "$BASE.new"
 	mkdir "$BASE.new"
-	inside tar -xJf "/cache/linux-source-$VERSION.tar.xz" -C /cache/pristine.new --strip-components=1 --checkpoint=2000 \
+	set -- "$CACHE"/linux-source-*.tar.xz
+	inside tar -xJf "$IN_CACHE/${1##*/}" -C /cache/pristine.new --strip-components=1 --checkpoint=2000 \
 		--checkpoint-action=echo 2>&1 | progress "unpacking the source" "$LOG/unpack.log" 84 ||
-		die "the source package does not unpack" "remove $CACHE/linux-source-$VERSION.tar.xz and try again"
-	check_version "$BASE.new"
+		die "the source package does not unpack" "remove $1 and try again"
+	version_of "$BASE.new" >/dev/null
 	mv "$BASE.new" "$BASE"
 }
 
-# stage DIR: every file that the overlay brings or changes, as it is to be in the tree.
+# What keeps the patches from applying to $BASE: each hunk with its place, after all that does apply.
+what_fails() {
+	local dir=$WORK/port to p log bad=0
+	rm -rf "$dir"
+	mkdir -p "$dir"
+	git apply --numstat "$@" | cut -f3 | sort -u | while read -r to; do
+		[[ ! -e $BASE/$to ]] || { mkdir -p "$dir/$(dirname "$to")"; cp -p "$BASE/$to" "$dir/$to"; }
+	done
+	for p in "$@"; do
+		log=$(patch_tree "$dir" --reject --verbose "$p" 2>&1) && continue
+		((++bad))
+		printf '%s\n' "${p##*/}"
+		sed -nE 's/^error: patch failed: (.*)$/    \1/p;s/^error: ([^:]*: (No such file|does not).*)$/    \1/p' <<<"$log"
+	done
+	printf '%d of %d patches do not apply. What does apply, with *.rej for the rest, is in %s\n' "$bad" $# "$dir"
+}
+
+# stage DIR: every file that the overlay brings or changes, as it must be in the tree.
 stage() {
-	local stage=$1 from to patches
+	local stage=$1 from to patches version
+	version=$(version_of "$BASE")
 	mapfile -t patches < <(overlay_patches)
 	git apply --numstat "${patches[@]}" | cut -f3 | sort -u | while read -r to; do
 		[[ ! -e $BASE/$to ]] || { mkdir -p "$stage/$(dirname "$to")"; cp -p "$BASE/$to" "$stage/$to"; }
 	done
-	patch_tree "$stage" "${patches[@]}" || die "the patches do not apply to $BASE" "it is to be an unmodified Linux $VERSION"
+	patch_tree "$stage" "${patches[@]}" 2>/dev/null || {
+		what_fails "${patches[@]}" >&2
+		die "the patches do not apply to $BASE" "they are for an unmodified Linux $VERSION; this is Linux $version"
+	}
+	[[ $version == "$VERSION" ]] ||
+		say "note: this is Linux $version; the patches are for Linux $VERSION, but apply (to have $VERSION: KSRC=DIR)"
 	overlay_files | while IFS=$'\t' read -r from to; do
 		[[ ! -e $stage/$to && ! -e $BASE/$to ]] || die "$to exists in $BASE already"
 		mkdir -p "$stage/$(dirname "$to")"

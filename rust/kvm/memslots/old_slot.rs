@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A slot that a batch takes out of the lists, from its look-up until it is freed.
+
+use super::{
+    locks::SlotsLocked,
+    slot::{
+        Slot,
+        SlotBox, //
+    },
+    types::SlotFlags, //
+};
+
+use core::ptr::NonNull;
+
+use kernel::{
+    bindings,
+    prelude::*, //
+};
+
+/// A slot that was in the lists when the batch began, and that the batch takes out of them.
+///
+/// Dropping it does nothing, because the slot then is in the lists still, or again.
+///
+/// # Invariants
+///
+/// Points to an initialised slot, which only [`Self::free`] and [`Self::free_with_resources`] free.
+/// Both consume `self`, and no other `OldSlot` exists for the slot.
+pub(super) struct OldSlot(NonNull<bindings::kvm_memory_slot>);
+
+impl OldSlot {
+    /// # Safety
+    ///
+    /// `slot` is in the lists. The caller's batch makes no other `OldSlot` for it, and holds
+    /// slots_lock for as long as the result exists.
+    pub(super) unsafe fn new(slot: Slot<'_>) -> Result<Self> {
+        // INVARIANT: By the invariant of `Slot` the slot is initialised. Slots in the lists are
+        // freed under slots_lock only, which the caller's batch holds; the caller guarantees that
+        // this is the batch's only `OldSlot` for it.
+        Ok(Self(NonNull::new(slot.as_ptr()).ok_or(EIO)?))
+    }
+
+    pub(super) fn slot(&self) -> Slot<'_> {
+        // SAFETY: By the type invariant the slot is initialised, and not freed while `self` is
+        // borrowed. Only `stop_logging` writes to the fields of a `Slot`. It borrows `self` mutably,
+        // and the batch has dropped what it found in the lists before it changed them.
+        unsafe { Slot::from_raw(self.0) }
+    }
+
+    /// Clears `KVM_MEM_LOG_DIRTY_PAGES` in the slot.
+    ///
+    /// # Safety
+    ///
+    /// No list contains the slot, and no reader sees it.
+    pub(super) unsafe fn stop_logging(&mut self) {
+        // SAFETY: By the type invariant the slot is allocated. The caller guarantees that no list
+        // contains it and no reader sees it, so that nobody else accesses its flags.
+        unsafe { (*self.0.as_ptr()).flags &= !SlotFlags::LOG_DIRTY.0 };
+    }
+
+    /// Frees the slot, but not its resources.
+    ///
+    /// # Safety
+    ///
+    /// No list contains the slot, and no reader sees it.
+    pub(super) unsafe fn free(self) {
+        // SAFETY: A slot gets into the lists by `NewSlot::leak`, which forgets its box. By the type
+        // invariant nothing else frees it. The caller guarantees that no list contains it and no
+        // reader sees it.
+        drop(unsafe { SlotBox::from_raw(self.0) });
+    }
+
+    /// Frees the slot and its resources.
+    ///
+    /// # Safety
+    ///
+    /// No list contains the slot, and no reader sees it. It shares no resource with a slot that
+    /// stays.
+    pub(super) unsafe fn free_with_resources(self, slots: &SlotsLocked<'_>) {
+        // SAFETY: The VM is not freed. By the type invariant nothing else frees the slot. The caller
+        // guarantees that no list contains it, no reader sees it, and nothing shares its resources.
+        unsafe { bindings::kvm_free_memslot(slots.as_ptr(), self.0.as_ptr()) };
+    }
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A VM's active memslots, as the check of a batch looks at them.
+
+use super::{
+    check::{
+        Limits,
+        View, //
+    },
+    locks::SlotsLocked,
+    slot::Slot,
+    types::{
+        Change,
+        Mapping,
+        SlotFlags,
+        SlotId, //
+    }, //
+};
+
+use crate::types::{
+    Gfn,
+    GfnRange,
+    Hva, //
+};
+
+use kernel::{
+    alloc::{
+        flags::GFP_KERNEL_ACCOUNT,
+        AllocError, //
+    },
+    bindings,
+    prelude::*, //
+};
+
+/// The active slots of a VM, with an optional index by id.
+///
+/// A batch with many entries needs the index: KVM hashes ids to so few buckets that a VM with
+/// thousands of slots has long chains.
+pub(super) struct ActiveSlots<'a, 'vm> {
+    locked: &'a SlotsLocked<'vm>,
+    /// By address space and id. Empty if there is no index.
+    index: KVVec<Option<Slot<'a>>>,
+}
+
+impl<'a, 'vm> ActiveSlots<'a, 'vm> {
+    /// If `indexed`, makes one pass over all slots, and then finds ids in constant time. Fails only
+    /// if the index cannot be allocated.
+    pub(super) fn new(locked: &'a SlotsLocked<'vm>, indexed: bool) -> Result<Self, AllocError> {
+        let mut this = Self {
+            locked,
+            index: KVVec::new(),
+        };
+        if !indexed {
+            return Ok(this);
+        }
+        let limits = locked.limits();
+        let len = usize::from(limits.address_spaces) * usize::from(limits.slots);
+        this.index = KVVec::from_elem(None, len, GFP_KERNEL_ACCOUNT)?;
+        for as_id in 0..limits.address_spaces {
+            let mut rest = GfnRange {
+                start: Gfn(0),
+                end: Gfn(u64::MAX),
+            };
+            while let Some(slot) = locked.active(as_id).first_in(rest) {
+                let at = this.index_of(slot.id());
+                if let Some(entry) = this.index.get_mut(at) {
+                    *entry = Some(slot);
+                }
+                rest.start = slot.mapping().gfns.end;
+            }
+        }
+        Ok(this)
+    }
+
+    fn index_of(&self, id: SlotId) -> usize {
+        usize::from(id.as_id) * usize::from(self.locked.limits().slots) + usize::from(id.id)
+    }
+
+    /// Returns the proof of `slots_lock`, which outlives this.
+    pub(super) fn locked(&self) -> &'a SlotsLocked<'vm> {
+        self.locked
+    }
+
+    /// Returns the slot `id` that readers see, or [`None`] if there is none.
+    pub(super) fn find(&self, id: SlotId) -> Option<Slot<'a>> {
+        if self.index.is_empty() {
+            return self.locked.find(id);
+        }
+        let limits = self.locked.limits();
+        if id.as_id >= limits.address_spaces || id.id >= limits.slots {
+            return None;
+        }
+        *self.index.get(self.index_of(id))?
+    }
+}
+
+impl View for ActiveSlots<'_, '_> {
+    fn limits(&self) -> Limits {
+        let limits = self.locked.limits();
+        Limits {
+            address_spaces: limits.address_spaces,
+            slots: limits.slots,
+            user_slots: limits.user_slots,
+            max_user_pages: limits.max_user_pages,
+            flags: SlotFlags(limits.flags),
+        }
+    }
+
+    fn nr_pages(&self) -> u64 {
+        self.locked.nr_pages()
+    }
+
+    fn slot(&self, id: SlotId) -> Option<Mapping> {
+        Some(self.find(id)?.mapping())
+    }
+
+    fn first_in(&self, as_id: u16, gfns: GfnRange) -> Option<(SlotId, GfnRange)> {
+        let slot = self.locked.active(as_id).first_in(gfns)?;
+        Some((slot.id(), slot.mapping().gfns))
+    }
+
+    fn is_user_range(&self, hva: Hva, size: u64) -> bool {
+        // SAFETY: The function only looks at the current task.
+        unsafe { bindings::kvm_memory_is_user_range(hva.0, size) }
+    }
+
+    fn arch_allows(&self, change: Change, gfns: GfnRange) -> bool {
+        self.locked.arch_allows(change, gfns)
+    }
+}
