@@ -48,28 +48,28 @@ our_tests() {
 	overlay_files | cut -f2 | sed -n 's|^tools/testing/selftests/kvm/\(.*_test\)\.c$|\1|p'
 }
 
-# Ours that need KVM's shadow page tables.
-SHADOW=(x86/shadow_sync_test)
+# Ours that print what must be the same with upstream's C.
+SINGLE=memory_region_single_test
+# Ours that use upstream's ioctls only, and must pass with upstream's C as well.
+WITH_C=("$SINGLE" x86/{first_shadow_root,hole_fault,mmio_rmw,nested_ad_dirty_log,nx_huge_page_slot,prefault_obsolete_root}_test)
+# Ours that run with KVM's shadow page tables as well, and one that runs with these only.
+SHADOW=(x86/memory_region_list_{stress,switch,held}_test x86/map_memory_args_test)
+ONLY_SHADOW=x86/shadow_sync_test
 
 # our_list FLAVOUR: ours; only the debug kernel can make allocations fail, and runs the core's KUnit suites.
 our_list() {
-	printf 'shadow:%s\n' memory_region_list_stress_test "${SHADOW[@]}"
+	printf 'shadow:%s\n' "${SHADOW[@]}" "$ONLY_SHADOW"
 	echo legacy:x86/hole_fault_test
 	if [[ $1 == debug ]]; then
 		# Nothing holds the first shadow root's test up for long enough there.
-		our_tests | grep -vxF -e "$(printf '%s\n' "${SHADOW[@]}" x86/first_shadow_root_test)"
+		our_tests | grep -vxF -e "$ONLY_SHADOW" -e x86/first_shadow_root_test
 		find "$SRC/rust/kvm" -name '*.rs' -exec sed -n 's/^#\[.*kunit_tests(\(.*\))\]$/kunit:\1/p' {} +
 	else
 		# Takes minutes on the debug kernel.
-		echo legacy:map_memory_test
-		our_tests | grep -vxF -e "$(printf '%s\n' "${WITH_C[@]}" "${SHADOW[@]}")" | grep -v fail_nth
+		our_tests | grep -v fail_nth | sed -n 's|^x86/map_memory_|legacy:&|p'
+		our_tests | grep -vxF -e "$ONLY_SHADOW" -e "$(printf '%s\n' "${WITH_C[@]}")" | grep -v fail_nth
 	fi
 }
-
-# Ours that prints what must be the same with upstream's C.
-SINGLE=memory_region_single_test
-# Ours that use upstream's ioctls only, and must pass with upstream's C as well.
-WITH_C=("$SINGLE" x86/{first_shadow_root,hole_fault,mmio_rmw,nx_huge_page_slot}_test)
 
 # Upstream's, and these.
 upstream_tests() {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Random calls of KVM_SET_USER_MEMORY_REGION and _REGION2, right and wrong in
- * every argument.  Prints what each gives, and now and then which slots there are.
- * The calls are always the same, and so should the results be: a KVM with its
- * memory core in Rust and one with upstream's C must print the same.
+ * Random calls of KVM_SET_USER_MEMORY_REGION and KVM_SET_USER_MEMORY_REGION2, with
+ * valid and invalid values of every argument.  Prints the result of each call, and
+ * regularly which slots exist.  The calls are the same in every run, so two kernels
+ * that behave the same print the same.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -29,7 +29,7 @@
 
 enum {
 	MEMFD,
-	/* Which userspace may map, if it can be had. */
+	/* Userspace may map it, if KVM supports that. */
 	MEMFD_MMAP,
 	/* Belongs to another VM. */
 	MEMFD_OTHER,
@@ -142,7 +142,7 @@ static void random_call(u64 nr)
 		.memory_size = random_size(),
 		.userspace_addr = random_hva(),
 		.guest_memfd_offset = random_offset(),
-		/* Nobody looks at these. */
+		/* KVM ignores the padding. */
 		.pad1 = random_u64(0, 1),
 		.pad2[13] = random_u64(0, 1),
 	};
@@ -157,13 +157,13 @@ static void random_call(u64 nr)
 		 region2 ? "REGION2" : "REGION", region.slot, region.flags,
 		 region.guest_phys_addr, region.memory_size,
 		 region.userspace_addr, fd, region.guest_memfd_offset);
-	/* One begins as the other does. */
+	/* Both structs begin with the same members. */
 	print_result(nr, what,
 		     ioctl(vm->fd, region2 ? KVM_SET_USER_MEMORY_REGION2 :
 					     KVM_SET_USER_MEMORY_REGION, &region));
 }
 
-/* What there is can be deleted, once; what logs, has a log. */
+/* Tells which slots exist, as only these can be deleted, and which have a log. */
 static void delete_all(void)
 {
 	unsigned long bitmap[MAX_SLOT_PAGES / BITS_PER_LONG];
@@ -234,7 +234,7 @@ int main(void)
 			 -1, 0) == HVA, "mmap() failed, errno %d", errno);
 
 	ksft_print_header();
-	/* A write for each of so many lines takes longer than the calls. */
+	/* Writing each of so many lines by itself takes longer than the calls. */
 	setvbuf(stdout, stdout_buffer, _IOFBF, sizeof(stdout_buffer));
 	ksft_set_plan(types & BIT(KVM_X86_SW_PROTECTED_VM) ? 2 : 1);
 	test(KVM_X86_DEFAULT_VM);

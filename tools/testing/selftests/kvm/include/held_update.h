@@ -1,133 +1,66 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Memslot updates that are held up by a reader of the memslots, which waits for
- * a page from userfaultfd inside kvm->srcu.
+ * A list of memslot updates, in a thread of its own, that a reader of the
+ * memslots holds up: the reader waits for memory inside of kvm->srcu.
  */
 #ifndef SELFTEST_KVM_HELD_UPDATE_H
 #define SELFTEST_KVM_HELD_UPDATE_H
 
-#include <fcntl.h>
-#include <poll.h>
-#include <sys/ioctl.h>
+#include <pthread.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <linux/userfaultfd.h>
+#include "memory_region_list.h"
+#include "srcu_readers.h"
 
-#include "kvm_util.h"
-#include "processor.h"
-#include "test_util.h"
+struct held_update {
+	struct kvm_vm *vm;
+	int nr_entries;
+	struct region_entry entries[6];
 
-static inline int __uffd_open(void *mem, size_t size, u64 mode)
+	pthread_t thread;
+	pid_t tid;
+	/* The VM's swaps of memslots before the update. */
+	u64 swaps;
+};
+
+static inline void held_update_add(struct held_update *update,
+				   struct region_entry entry)
 {
-	struct uffdio_register reg = {
-		.range = { .start = (uintptr_t)mem, .len = size },
-		.mode = mode,
-	};
-	struct uffdio_api api = { .api = UFFD_API };
-	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
-
-	TEST_ASSERT(uffd >= 0, "No userfaultfd, errno %d", errno);
-	TEST_ASSERT(!ioctl(uffd, UFFDIO_API, &api) &&
-		    !ioctl(uffd, UFFDIO_REGISTER, &reg),
-		    "Cannot set up userfaultfd, errno %d", errno);
-	return uffd;
+	TEST_ASSERT(update->nr_entries < ARRAY_SIZE(update->entries),
+		    "Too many entries");
+	update->entries[update->nr_entries++] = entry;
 }
 
-/* A userfaultfd for memory at @mem, none of which is present. */
-static inline int uffd_open(void *mem, size_t size)
+static inline void *__held_update_thread(void *arg)
 {
-	return __uffd_open(mem, size, UFFDIO_REGISTER_MODE_MISSING);
+	struct held_update *update = arg;
+
+	WRITE_ONCE(update->tid, syscall(__NR_gettid));
+	vm_set_region_entries(update->vm, update->nr_entries, update->entries);
+	return NULL;
 }
 
-/* Gives a page that is missing contents, and those who wait for it the page. */
-static inline void uffd_copy(int uffd, void *page, void *contents)
+static inline void held_update_start(struct held_update *update)
 {
-	struct uffdio_copy copy = {
-		.dst = (uintptr_t)page,
-		.src = (uintptr_t)contents,
-		.len = PAGE_SIZE,
-	};
-
-	TEST_ASSERT(!ioctl(uffd, UFFDIO_COPY, &copy),
-		    "UFFDIO_COPY failed, errno %d", errno);
-}
-
-static inline bool uffd_can_protect(void)
-{
-	struct uffdio_api api = { .api = UFFD_API };
-	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
-	bool can;
-
-	if (uffd < 0)
-		return false;
-	can = !ioctl(uffd, UFFDIO_API, &api) &&
-	      (api.features & UFFD_FEATURE_PAGEFAULT_FLAG_WP);
-	close(uffd);
-	return can;
-}
-
-static inline void __uffd_protect(int uffd, void *mem, size_t size, u64 mode)
-{
-	struct uffdio_writeprotect protect = {
-		.range = { .start = (uintptr_t)mem, .len = size },
-		.mode = mode,
-	};
-
-	TEST_ASSERT(!ioctl(uffd, UFFDIO_WRITEPROTECT, &protect),
-		    "UFFDIO_WRITEPROTECT failed, errno %d", errno);
-}
-
-/* A userfaultfd for writes to memory at @mem, all of which is present. */
-static inline int uffd_open_protected(void *mem, size_t size)
-{
-	int uffd = __uffd_open(mem, size, UFFDIO_REGISTER_MODE_WP);
-
-	__uffd_protect(uffd, mem, size, UFFDIO_WRITEPROTECT_MODE_WP);
-	return uffd;
-}
-
-static inline void uffd_unprotect(int uffd, void *mem, size_t size)
-{
-	__uffd_protect(uffd, mem, size, 0);
-}
-
-static inline void uffd_await_fault(int uffd)
-{
-	struct pollfd pollfd = { .fd = uffd, .events = POLLIN };
-	struct uffd_msg msg;
-
-	TEST_ASSERT(poll(&pollfd, 1, 10000) == 1 &&
-		    read(uffd, &msg, sizeof(msg)) == sizeof(msg),
-		    "No fault, errno %d", errno);
-}
-
-/* Whether the thread has swapped memslots, and waits for readers of the old ones. */
-static inline bool waits_for_readers(pid_t tid)
-{
-	char name[64], buf[128] = {};
-	int fd;
-
-	snprintf(name, sizeof(name), "/proc/self/task/%d/wchan", tid);
-	fd = open(name, O_RDONLY);
-	TEST_ASSERT(fd >= 0 && read(fd, buf, sizeof(buf) - 1) > 0,
-		    "Cannot read %s, errno %d", name, errno);
-	close(fd);
-	return strstr(buf, "synchronize_srcu");
+	update->swaps = vm_get_stat(update->vm, memslot_swaps);
+	update->tid = 0;
+	kvm_pthread_create(&update->thread, NULL, __held_update_thread, update);
 }
 
 /*
- * Waits for the thread, whose id comes to stand at @tid, to wait for readers.  A swap
- * counts when there is none left, so @swaps is without the one that it has just made.
+ * Waits for the update to wait for readers after its swap number @nr, counted
+ * from 0.  KVM counts a swap when it has no reader left.  Returns false if the
+ * update does not come to wait.
  */
-static inline bool await_held_update(struct kvm_vm *vm, pid_t *tid, u64 swaps)
+static inline bool held_update_await(struct held_update *update, int nr)
 {
 	int i;
 
 	for (i = 0; i < 10000; i++, usleep(1000))
-		if (READ_ONCE(*tid) &&
-		    vm_get_stat(vm, memslot_swaps) == swaps &&
-		    waits_for_readers(*tid))
+		if (READ_ONCE(update->tid) &&
+		    vm_get_stat(update->vm, memslot_swaps) == update->swaps + nr &&
+		    waits_for_readers(update->tid))
 			return true;
 	return false;
 }

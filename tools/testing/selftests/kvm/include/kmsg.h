@@ -8,21 +8,20 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "attr_util.h"
 #include "kselftest.h"
 #include "test_util.h"
 
 /*
- * The kernel log from now on.  WARN_ON_ONCE() warns again, also where it has
- * done so before.
+ * Opens the kernel log at its end.  Re-arms WARN_ON_ONCE(), so that a warning
+ * that the kernel has given before appears in the log again.
  */
 static inline int kmsg_open(void)
 {
-	int fd = open("/sys/kernel/debug/clear_warn_once", O_WRONLY);
+	int fd;
 
-	if (fd < 0 || write(fd, "1", 1) != 1)
+	if (!write_attr("/sys/kernel/debug/clear_warn_once", "1"))
 		ksft_print_msg("Cannot re-arm WARN_ON_ONCE(): old warnings will not be repeated\n");
-	if (fd >= 0)
-		close(fd);
 
 	fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK);
 	__TEST_REQUIRE(fd >= 0 && lseek(fd, 0, SEEK_END) >= 0,
@@ -30,7 +29,7 @@ static inline int kmsg_open(void)
 	return fd;
 }
 
-/* Whether KVM has warned since the last call, or since kmsg_open(). */
+/* Returns whether KVM has warned since the last call, or since kmsg_open(). */
 static inline bool kmsg_has_kvm_warning(int fd)
 {
 	bool found = false;
@@ -39,7 +38,7 @@ static inline bool kmsg_has_kvm_warning(int fd)
 
 	for (;;) {
 		len = read(fd, record, sizeof(record) - 1);
-		/* Records that were overwritten meanwhile. */
+		/* The kernel has overwritten records that were not yet read. */
 		if (len < 0 && errno == EPIPE)
 			continue;
 		if (len < 0)

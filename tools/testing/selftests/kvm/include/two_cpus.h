@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The CPUs of a test that holds one thread up on behalf of another.
+ * The CPUs of a test that holds up one thread while another one runs.
  */
 #ifndef SELFTEST_KVM_TWO_CPUS_H
 #define SELFTEST_KVM_TWO_CPUS_H
@@ -9,7 +9,7 @@
 
 #include "test_util.h"
 
-/* Two CPUs that this process may run on, or the test is skipped. */
+/* Finds two CPUs that this process may run on.  Skips the test without them. */
 static inline void find_two_cpus(int *cpus)
 {
 	cpu_set_t set;

@@ -2,16 +2,16 @@
 /*
  * Page aging beside a VM's first shadow root.
  *
- * The first shadow root, here that of a nested guest, has KVM give rmaps to all
- * memslots that are in the lists.  A memslot whose flags are changed just then
- * has left the lists, but readers that found it earlier go on with it: it never
- * gets rmaps.  One such reader is the aging of pages, which takes no lock of KVM.
- * A KVM that gets it wrong dereferences NULL.
+ * When a VM gets its first shadow root, here that of a nested guest, KVM gives rmaps
+ * to all memslots in the lists.  A memslot whose flags are being changed has left the
+ * lists and never gets rmaps, but a reader that found it earlier still uses it.  One
+ * such reader is the aging of pages, which takes no lock of KVM.  A KVM without a
+ * check for missing rmaps dereferences NULL.
  *
- * Many memslots map the page that is aged, so that the walk over them takes most
- * of the time that aging takes; the one whose flags change comes last.  The walk
- * cannot be preempted, but it can be interrupted: thousands of timers that expire
- * at once hold up its CPU, while the rest happens on another one.
+ * Many memslots map the page that is aged, so that aging spends most of its time
+ * walking them.  The memslot whose flags change comes last.  The walk cannot be
+ * preempted, but it can be interrupted: thousands of timers that expire at once hold
+ * up its CPU, while everything else happens on another CPU.
  */
 #include <fcntl.h>
 #include <pthread.h>
@@ -27,11 +27,11 @@
 
 #include <linux/sizes.h>
 
-#include "held_update.h"
 #include "kselftest.h"
 #include "kvm_util.h"
 #include "nested_guest.h"
 #include "processor.h"
+#include "srcu_readers.h"
 #include "test_util.h"
 #include "two_cpus.h"
 
@@ -46,11 +46,11 @@
 #define SLOT_GPA(i)	(0x100000000ul + (i) * 0x10000ul)
 
 /*
- * Aging holds the lock of the host's page table, so no other memory is in there.
- * There are enough pages that none waits on its way to the LRU lists.
+ * Aging holds the lock of the host's page table, so no other memory may be in there.
+ * So many pages fill the batches that hold pages before they get to the LRU lists.
  */
 #define MEM_SIZE	SZ_2M
-/* The slots map it and the page before; the last slot maps it alone. */
+/* The slots map it and the page before it.  The last slot maps it alone. */
 #define AGED_PAGE	1
 
 #define MIN_TIMERS	4000
@@ -60,7 +60,7 @@ static struct kvm_vm *vm;
 static u8 *mem;
 static int idle_fd;
 static u64 aged_pfn;
-/* That of the walk, and that of all the rest. */
+/* For the walk, and for everything else. */
 static int cpus[2];
 
 static timer_t timers[MAX_TIMERS];
@@ -99,7 +99,7 @@ static void add_timers(int nr)
 			    "timer_create() failed, errno %d", errno);
 }
 
-/* All of them expire at the same time, on this CPU. */
+/* Sets all timers to expire at the same time, on this CPU. */
 static struct timespec set_timers(void)
 {
 	struct itimerspec at = {};
@@ -114,7 +114,7 @@ static struct timespec set_timers(void)
 			TEST_ASSERT(!timer_settime(timers[i], TIMER_ABSTIME, &at, NULL),
 				    "timer_settime() failed, errno %d", errno);
 
-		/* Some time should be left to begin the walks. */
+		/* There must be time left to begin the walks. */
 		if (timespec_to_ns(timespec_elapsed(now)) < lead_ns / 2)
 			return at.it_value;
 	}
@@ -185,7 +185,7 @@ static struct kvm_vcpu *set_up_vm(void)
 	return vcpu;
 }
 
-/* True if a walk was held up for as long as it had to be. */
+/* Returns whether a walk was held up for long enough. */
 static bool run_trial(void)
 {
 	struct kvm_vcpu *vcpu = set_up_vm();
@@ -211,7 +211,7 @@ static bool run_trial(void)
 	held = !READ_ONCE(updater.done) && READ_ONCE(ager.walks) == walks;
 	TEST_ASSERT_EQ(get_ucall(vcpu, NULL), UCALL_DONE);
 
-	/* This walk, and one that finds rmaps everywhere. */
+	/* Wait for this walk, and for one that finds rmaps everywhere. */
 	walks = READ_ONCE(ager.walks);
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	while (READ_ONCE(ager.walks) < walks + 2) {
@@ -261,11 +261,9 @@ int main(void)
 	int nr_trials = 0, nr_held = 0, nr = MIN_TIMERS;
 	struct timespec start;
 
-	/* Without them, all memslots have rmaps from the start. */
-	TEST_REQUIRE(kvm_is_tdp_enabled());
+	/* Without the TDP MMU, all memslots have rmaps from the start. */
 	TEST_REQUIRE(get_kvm_param_bool("tdp_mmu"));
-	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_SVM) || kvm_cpu_has(X86_FEATURE_VMX));
-	TEST_REQUIRE(kvm_cpu_has_tdp());
+	TEST_REQUIRE(kvm_has_nested_tdp());
 	__TEST_REQUIRE(!setrlimit(RLIMIT_SIGPENDING, &rlimit),
 		       "Cannot have that many timers, errno %d", errno);
 	signal(SIGRTMIN, SIG_IGN);

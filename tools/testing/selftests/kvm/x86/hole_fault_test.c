@@ -2,14 +2,14 @@
 /*
  * Page faults where there is no memslot, beside the creation of one there.
  *
- * A vCPU that found no memslot goes on to install an MMIO SPTE.  By then,
- * userspace may have created a memslot there, and another vCPU may have mapped
- * its memory: the first one meets a present SPTE.  It must leave that alone and
+ * A vCPU that has found no memslot goes on to install an MMIO SPTE.  By then,
+ * userspace may have created a memslot there, and another vCPU may have mapped its
+ * memory.  The first vCPU then finds a present SPTE, which it must leave alone and
  * fault again.  A KVM that does not expect this warns, or overwrites the SPTE.
  *
- * To have the first vCPU at the right place, its thread is stopped again and
- * again at random by another one of higher priority on the same CPU, which sees
- * to all the rest and then deletes the memslot.
+ * To stop the first vCPU at the right place, a thread of higher priority on the same
+ * CPU preempts it again and again at random, does everything else, and then deletes
+ * the memslot.
  */
 #include <pthread.h>
 #include <sched.h>
@@ -37,7 +37,7 @@
 
 struct test {
 	const char *name;
-	/* Has the first vCPU access the hole, once at least. */
+	/* Has the first vCPU access the hole at least once. */
 	void (*fault)(void);
 	bool write;
 	u32 flags;
@@ -70,7 +70,7 @@ static void guest_code(bool write)
 	}
 }
 
-/* Leaves the guest for each access as long as there is a hole. */
+/* While there is a hole, each access exits. */
 static void fault_in_guest(void)
 {
 	struct kvm_run *run = faulter->run;
@@ -100,7 +100,7 @@ static void *run_faulter(void *unused)
 {
 	struct sched_param param = {};
 
-	/* Updates wait for kworkers, which share the CPU. */
+	/* Leave the CPU to the kworkers that updates wait for. */
 	TEST_ASSERT(!sched_setscheduler(0, SCHED_IDLE, &param),
 		    "sched_setscheduler() failed, errno %d", errno);
 	faulter_tid = syscall(SYS_gettid);
@@ -124,7 +124,7 @@ static void *run_creator(void *unused)
 	}
 }
 
-/* Whether the faulter has been stopped in a page fault, as far as one can see. */
+/* Whether the faulter has been stopped in a page fault, if its stack tells. */
 static bool is_in_fault(void)
 {
 	char name[64], stack[4096];
@@ -141,20 +141,20 @@ static bool is_in_fault(void)
 	return strstr(stack, "kvm_tdp_page_fault");
 }
 
-/* Stop the faulter in a page fault, or anywhere: it is a matter of luck anyway. */
+/* Tries to stop the faulter in a page fault.  It then still takes some luck. */
 static void stop_faulter(void)
 {
 	int i;
 
 	for (i = 0; i < 100; i++) {
-		/* It goes on while this thread sleeps. */
+		/* The faulter runs while this thread sleeps. */
 		usleep(kvm_random_u32_in_range(&kvm_rng, 0, 300));
 		if (is_in_fault())
 			return;
 	}
 }
 
-/* Map the memslot's memory as soon as there is one. */
+/* Maps the memslot's memory as soon as there is a memslot. */
 static void map_memory(void)
 {
 	struct kvm_pre_fault_memory range = {
@@ -169,7 +169,7 @@ static void map_memory(void)
 		r = __vcpu_ioctl(mapper, KVM_PRE_FAULT_MEMORY, &range);
 		TEST_ASSERT(!r || errno == ENOENT || errno == EAGAIN || errno == EINTR,
 			    "KVM_PRE_FAULT_MEMORY failed, errno %d", errno);
-		/* Whatever the creator waits for may need this CPU. */
+		/* The creator may wait for something that needs this CPU. */
 		if (timespec_to_ns(timespec_elapsed(start)) > NSEC_PER_SEC / 10)
 			usleep(100);
 	}
@@ -215,7 +215,7 @@ static void run_test(void)
 		while (READ_ONCE(creating))
 			usleep(10);
 
-		/* All is mapped, and nothing is left to do. */
+		/* Everything is mapped, so mapping it again must change nothing. */
 		nr_mapped = vm_get_stat(vm, pages_4k);
 		map_memory();
 		nr_lost += vm_get_stat(vm, pages_4k) - nr_mapped;
@@ -270,7 +270,7 @@ int main(void)
 
 	mem = kvm_mmap(HOLE_SIZE, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS, -1);
-	/* MMIO SPTEs are for single pages, and so should the others be. */
+	/* MMIO SPTEs are for single pages, so have the other SPTEs be, too. */
 	madvise(mem, HOLE_SIZE, MADV_NOHUGEPAGE);
 	memset(mem, 1, HOLE_SIZE);
 

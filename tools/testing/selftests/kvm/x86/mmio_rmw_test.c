@@ -2,11 +2,11 @@
 /*
  * Read-modify-write instructions on MMIO whose memslots change halfway.
  *
- * KVM emulates such an instruction and leaves to userspace for its read.  In
- * between, userspace may give the guest another page table, by replacing the
- * memslot that it is in, and may create a memslot where the MMIO was.  The write
- * must go where the page table then says, not to the frame that was read.  There
- * it is memory or MMIO as the memslots then say.
+ * KVM emulates such an instruction, and exits to userspace for its read.  Before it
+ * returns, userspace may give the guest another page table, by replacing the memslot
+ * that the page table is in, and may create a memslot where the MMIO was.  The write
+ * must go where the new page table points, and not to the frame that was read.
+ * Whether that is memory or MMIO depends on the new memslots.
  */
 #include <string.h>
 
@@ -19,12 +19,12 @@
 #define X_SLOT		11
 #define Y_SLOT		12
 
-/* For the page tables that lead from TEST_GVA to X_GPA or to Y_GPA. */
+/* The page tables that map TEST_GVA to X_GPA or to Y_GPA. */
 #define PT_GPA		0x100000000ul
 #define PT_PAGES	4
 #define X_GPA		0x110000000ul
 #define Y_GPA		0x120000000ul
-/* Needs page tables of its own. */
+/* Uses no page table of any other address. */
 #define TEST_GVA	0x140000000ul
 #define OFFSET		0x128
 
@@ -93,11 +93,11 @@ static const struct insn insns[] = {
 
 struct change {
 	const char *name;
-	/* Userspace replaces the page table. */
+	/* Userspace replaces the page tables. */
 	bool new_table;
-	/* It leads to the other frame. */
+	/* They map the other frame. */
 	bool moves;
-	/* Which frames are in a memslot when the instruction goes on. */
+	/* Which frames are in a memslot when the instruction continues. */
 	bool x_is_memory;
 	bool y_is_memory;
 };
@@ -143,7 +143,7 @@ static void set_table(void *table)
 	set_slot(PT_SLOT, PT_GPA, PT_PAGES * PAGE_SIZE, table);
 }
 
-/* The page tables at @table, which is a copy, lead to @gpa. */
+/* Has the page tables at @table, which are a copy, map @gpa. */
 static void redirect(u8 *table, gpa_t gpa)
 {
 	u64 *pte = vm_get_pte(vm, TEST_GVA);
@@ -188,7 +188,7 @@ static bool test_insn(const struct insn *insn, const struct change *change)
 	struct ucall uc;
 	u64 expected;
 
-	/* The other bytes stay as they are. */
+	/* The instruction leaves the other bytes alone. */
 	expected = OLD_VALUE ^ bytes(OLD_VALUE ^ result, insn->size);
 
 	vcpu_run(vcpu);
@@ -198,8 +198,8 @@ static bool test_insn(const struct insn *insn, const struct change *change)
 	memcpy(run->mmio.data, &(u64){ OLD_VALUE }, insn->size);
 
 	/*
-	 * With a lock prefix, KVM writes to memory that is as what it has read,
-	 * and else begins again.
+	 * With a lock prefix, KVM starts over unless the memory has the
+	 * value that it has read.
 	 */
 	target[OFFSET / sizeof(u64)] = OLD_VALUE;
 	other[OFFSET / sizeof(u64)] = UNTOUCHED;
@@ -284,7 +284,7 @@ static void test_change(const struct change *change)
 			continue;
 		}
 
-		/* The guest is somewhere else now. */
+		/* The guest may be anywhere in the instruction. */
 		ksft_print_msg("by %s\n", insns[i].name);
 		good = false;
 		kvm_vm_free(vm);

@@ -2,15 +2,16 @@
 /*
  * Recovery of an NX huge page whose memslot is gone.
  *
- * A guest that executes from a huge page has it split, if nx_huge_pages is on,
- * and the recovery thread later zaps the page table, so that the huge page can
- * come back.  Without KVM_X86_QUIRK_SLOT_ZAP_ALL, deleting the memslot zaps only
- * the leaf SPTEs.  The page table stays, and the recovery thread must cope with
- * not finding a memslot for it.  It looks for one if any memslot is logged.
+ * If nx_huge_pages is on, KVM splits a huge page that a guest executes from.  The
+ * recovery thread later zaps the page table, so that KVM can map the huge page
+ * again.  Without KVM_X86_QUIRK_SLOT_ZAP_ALL, deleting the memslot zaps only the
+ * leaf SPTEs.  The page table stays, and the recovery thread must cope with not
+ * finding a memslot for it.  It looks for one if any memslot is logged.
  */
 #include <stdlib.h>
 #include <string.h>
 
+#include "attr_util.h"
 #include "kmsg.h"
 #include "kselftest.h"
 #include "kvm_util.h"
@@ -38,42 +39,25 @@ static struct param {
 	{ .path = PARAM_DIR "nx_huge_pages", .value = "force" },
 };
 
-static int write_param(const struct param *param, const char *value)
-{
-	int fd = open(param->path, O_WRONLY);
-	int r;
-
-	if (fd < 0)
-		return -1;
-	r = write(fd, value, strlen(value)) < 0 ? -1 : 0;
-	close(fd);
-	return r;
-}
-
 static void restore_params(void)
 {
 	struct param *param;
 
 	for (param = params; param < params + ARRAY_SIZE(params); param++)
 		if (param->set)
-			write_param(param, param->saved);
+			write_attr(param->path, param->saved);
 }
 
 static void set_params(void)
 {
 	struct param *param;
-	ssize_t len;
-	int fd;
 
 	atexit(restore_params);
 	for (param = params; param < params + ARRAY_SIZE(params); param++) {
-		fd = open(param->path, O_RDONLY);
-		__TEST_REQUIRE(fd >= 0, "Cannot read %s", param->path);
-		len = read(fd, param->saved, sizeof(param->saved) - 1);
-		TEST_ASSERT(len > 0, "Cannot read %s, errno %d", param->path, errno);
-		close(fd);
-
-		__TEST_REQUIRE(!write_param(param, param->value),
+		__TEST_REQUIRE(read_attr(param->path, param->saved,
+					 sizeof(param->saved)),
+			       "Cannot read %s", param->path);
+		__TEST_REQUIRE(write_attr(param->path, param->value),
 			       "Cannot set %s, errno %d", param->path, errno);
 		param->set = true;
 	}
@@ -116,13 +100,13 @@ int main(void)
 
 	vm_mem_region_delete(vm, HPAGE_SLOT);
 
-	TEST_ASSERT(!write_param(&params[0], "1"), "Cannot start the recovery, errno %d",
-		    errno);
+	TEST_ASSERT(write_attr(params[0].path, "1"),
+		    "Cannot start the recovery, errno %d", errno);
 	for (i = 0; i < 30000 && vm_get_stat(vm, nx_lpage_splits); i++)
 		usleep(1000);
 	TEST_ASSERT_EQ(vm_get_stat(vm, nx_lpage_splits), 0);
 
-	/* The recovery holds kvm->srcu: an update waits for what it does. */
+	/* The recovery holds kvm->srcu, so that this update waits for it. */
 	vm_mem_region_delete(vm, LOGGED_SLOT);
 	ksft_test_result(!kmsg_has_kvm_warning(kmsg), "recovery without a memslot\n");
 

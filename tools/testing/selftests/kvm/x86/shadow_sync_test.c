@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A vCPU synchronises a shadow page that another one has made from newer memslots.
+ * A vCPU synchronises a shadow page that another one has created from newer
+ * memslots.
  *
- * Two page directory entries name the same page table, which maps X, in no memslot
- * at first, and Y, whose memory comes by userfaultfd.  The first vCPU accesses Y
- * and waits for its memory.  Meanwhile X gets a memslot; the second vCPU accesses
- * X and then writes to the page table, which leaves its shadow page out of sync.
- * When Y's memory has come, the first vCPU reaches the shadow page through the other
- * directory entry and synchronises it, with an SPTE for X in a memslot that did not
- * exist when its page fault began.
+ * Two page directory entries name the same page table.  It maps X, which has no
+ * memslot at first, and Y, whose memory userfaultfd provides.  The first vCPU
+ * accesses Y and waits for its memory.  Meanwhile X gets a memslot.  The second vCPU
+ * accesses X and then writes to the page table, which leaves its shadow page out of
+ * sync.  When Y's memory has come, the first vCPU reaches the shadow page through
+ * the other directory entry and synchronises it, with an SPTE for X in a memslot
+ * that did not exist when its page fault began.
  *
  * Needs a guest on shadow page tables, i.e. KVM without NPT or EPT.
  */
@@ -20,18 +21,20 @@
 
 #include <linux/sizes.h>
 
-#include "held_update.h"
 #include "kselftest.h"
 #include "kvm_util.h"
+#include "page_table.h"
 #include "processor.h"
+#include "srcu_readers.h"
 #include "test_util.h"
 #include "ucall_common.h"
+#include "uffd_page.h"
 
 #define X_SLOT		10
 #define Y_SLOT		11
 #define X_GPA		0x100000000ul
 #define Y_GPA		0x110000000ul
-/* X and Y by one directory entry, by another, and their page table. */
+/* X and Y through one directory entry, through the other, and their page table. */
 #define XY_GVA		0x200000000ul
 #define ALIAS_GVA	(XY_GVA + SZ_2M)
 #define TABLE_GVA	0x300000000ul
@@ -51,21 +54,9 @@ static void guest_access_x(void)
 	u64 *entry = (u64 *)TABLE_GVA;
 
 	WRITE_ONCE(*(u64 *)XY_GVA, 1);
-	/* No more execution: an SPTE that must be looked at again. */
+	/* This makes the page non-executable, so KVM must check the SPTE again. */
 	WRITE_ONCE(*entry, READ_ONCE(*entry) | BIT_ULL(63));
 	GUEST_DONE();
-}
-
-/* The entry for @gva in the guest's page table of @level. */
-static u64 *table_entry(gva_t gva, int level)
-{
-	u64 *entry = &vm->mmu.pgd;
-	int l;
-
-	for (l = vm->mmu.pgtable_levels; l >= level; l--)
-		entry = (u64 *)addr_gpa2hva(vm, *entry & PHYSICAL_PAGE_MASK) +
-			(gva >> (PAGE_SHIFT + (l - 1) * 9)) % 512;
-	return entry;
 }
 
 static void *run_until_done(void *vcpu)
@@ -87,7 +78,7 @@ int main(void)
 	static u8 contents[PAGE_SIZE];
 	pthread_t waiter, creator;
 	struct kvm_vcpu *vcpus[2];
-	u64 unsync;
+	u64 unsync, *pde;
 	int uffd;
 	u8 *y;
 
@@ -105,9 +96,9 @@ int main(void)
 	vm_set_user_memory_region(vm, Y_SLOT, 0, Y_GPA, PAGE_SIZE, y);
 	virt_map(vm, XY_GVA, X_GPA, 1);
 	virt_map(vm, XY_GVA + PAGE_SIZE, Y_GPA, 1);
-	*table_entry(ALIAS_GVA, 2) = *table_entry(XY_GVA, 2);
-	virt_map(vm, TABLE_GVA,
-		 *table_entry(XY_GVA, 2) & PHYSICAL_PAGE_MASK, 1);
+	pde = vm_get_table_entry(vm, XY_GVA, PG_LEVEL_2M);
+	*vm_get_table_entry(vm, ALIAS_GVA, PG_LEVEL_2M) = *pde;
+	virt_map(vm, TABLE_GVA, *pde & PHYSICAL_PAGE_MASK, 1);
 
 	kvm_pthread_create(&waiter, NULL, run_until_done, vcpus[0]);
 	uffd_await_fault(uffd);
@@ -122,7 +113,7 @@ int main(void)
 	kvm_pthread_join(waiter, NULL);
 	kvm_pthread_join(creator, NULL);
 
-	/* Else this has tested nothing. */
+	/* Without an unsync shadow page, this would test nothing. */
 	ksft_test_result(unsync && *x == 1,
 			 "shadow page with an SPTE of a newer memslot\n");
 	close(uffd);

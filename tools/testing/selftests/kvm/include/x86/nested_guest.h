@@ -10,7 +10,18 @@
 #include "svm_util.h"
 #include "vmx.h"
 
-/* What the vCPU needs to run a nested guest, as its first argument. */
+static inline bool kvm_has_nested(void)
+{
+	return kvm_cpu_has(X86_FEATURE_VMX) || kvm_cpu_has(X86_FEATURE_SVM);
+}
+
+/* Whether a guest can use two-dimensional paging for a nested guest. */
+static inline bool kvm_has_nested_tdp(void)
+{
+	return kvm_is_tdp_enabled() && kvm_has_nested() && kvm_cpu_has_tdp();
+}
+
+/* Passes what run_nested_guest() needs as the vCPU's first argument. */
 static inline void vcpu_alloc_nested(struct kvm_vm *vm, struct kvm_vcpu *vcpu)
 {
 	gva_t nested_gva;
@@ -22,7 +33,7 @@ static inline void vcpu_alloc_nested(struct kvm_vm *vm, struct kvm_vcpu *vcpu)
 	vcpu_args_set(vcpu, 1, nested_gva);
 }
 
-/* In the guest; @data is the argument of vcpu_alloc_nested(). */
+/* Runs in the guest; @data is the argument from vcpu_alloc_nested(). */
 static inline void run_nested_guest(void *data, void *l2_code)
 {
 	if (this_cpu_has(X86_FEATURE_VMX)) {
@@ -51,7 +62,7 @@ static inline void nested_guest_code(void *data)
 	GUEST_DONE();
 }
 
-/* A vCPU that runs a nested guest once, with two-dimensional paging. */
+/* Adds a vCPU that runs a nested guest once, with two-dimensional paging. */
 static inline struct kvm_vcpu *vm_vcpu_add_nested(struct kvm_vm *vm, u32 id)
 {
 	struct kvm_vcpu *vcpu = vm_vcpu_add(vm, id, nested_guest_code);
