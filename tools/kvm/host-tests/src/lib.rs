@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 
-//! The pure logic of rust/kvm/, compiled for the host. The tests are in `tests/`.
+//! The pure logic of rust/kvm/, compiled for the host. `tests/` has the tests, one folder per family.
 //!
-//! That it compiles here shows that it has no `unsafe`, allocates nothing and knows no kernel type.
+//! Compiling it here shows that it has no `unsafe`, allocates nothing and uses no kernel type.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -44,7 +44,7 @@ pub const KVM_MAP_MEMORY: u32 = 3223367381;
 pub type __u8 = ::std::os::raw::c_uchar;
 pub type __u32 = ::std::os::raw::c_uint;
 pub type __u64 = ::std::os::raw::c_ulonglong;
-#[doc = " struct kvm_userspace_memory_region_entry - one memslot update of a list\n @slot: bits 0-15 the slot id, bits 16-31 the address space\n @flags: KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY or 0\n @guest_phys_addr: where the slot starts in guest physical memory, in bytes,\n\tpage aligned\n @memory_size: size of the slot in bytes, page aligned; 0 deletes the slot\n @userspace_addr: start of the memory behind the slot, page aligned\n @invalidate_slot: 1 says that the caller takes this entry for a deletion or\n\ta move (an error if it is neither), 0 says nothing\n @padding: must be 0\n\n The first 32 bytes are a struct kvm_userspace_memory_region and mean the\n same."]
+#[doc = " struct kvm_userspace_memory_region_entry - one memslot update of a list\n @slot: slot id in bits 0-15, address space in bits 16-31\n @flags: any of KVM_MEM_LOG_DIRTY_PAGES and KVM_MEM_READONLY\n @guest_phys_addr: guest physical address of the slot, in bytes, page aligned\n @memory_size: size of the slot in bytes, page aligned; 0 deletes the slot\n @userspace_addr: user address of the slot's memory, page aligned\n @invalidate_slot: 1 asserts that the entry deletes or moves the slot, and\n\tfails with EINVAL if it does neither; 0 asserts nothing\n @padding: must be 0\n\n The first 32 bytes have the layout and the meaning of struct\n kvm_userspace_memory_region."]
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct kvm_userspace_memory_region_entry {
@@ -77,7 +77,7 @@ const _: () = {
     ["Offset of field: kvm_userspace_memory_region_entry::padding"]
         [::std::mem::offset_of!(kvm_userspace_memory_region_entry, padding) - 33usize];
 };
-#[doc = " struct kvm_userspace_memory_region_list - argument of\n\tKVM_SET_USER_MEMORY_REGION_LIST\n @nent: number of entries, at most what KVM_CHECK_EXTENSION gives for\n\tKVM_CAP_USER_MEMORY_REGION_LIST\n @flags: must be 0\n @entries: the updates, in the order in which they take effect"]
+#[doc = " struct kvm_userspace_memory_region_list - argument of\n\tKVM_SET_USER_MEMORY_REGION_LIST\n @nent: number of entries, at most what KVM_CHECK_EXTENSION returns for\n\tKVM_CAP_USER_MEMORY_REGION_LIST\n @flags: must be 0\n @entries: the updates; each one applies to the result of those before it"]
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct kvm_userspace_memory_region_list {
@@ -98,7 +98,7 @@ const _: () = {
     ["Offset of field: kvm_userspace_memory_region_list::entries"]
         [::std::mem::offset_of!(kvm_userspace_memory_region_list, entries) - 8usize];
 };
-#[doc = " struct kvm_memory_mapping - argument of KVM_MAP_MEMORY\n @base_gfn: first guest frame to populate\n @nr_pages: number of frames to populate, not 0\n @flags: KVM_MEMORY_MAPPING_FLAG_*\n @source: where the contents of the memory are to be copied from, page\n\taligned; 0 leaves them as they are\n\n On return, whatever the result, @base_gfn, @nr_pages and @source (unless it\n is 0) describe what is left to do."]
+#[doc = " struct kvm_memory_mapping - argument of KVM_MAP_MEMORY\n @base_gfn: first guest frame to populate\n @nr_pages: number of frames to populate, not 0\n @flags: KVM_MEMORY_MAPPING_FLAG_*\n @source: user address to copy the contents from, page aligned; 0 keeps the\n\tcontents\n\n On return, after success or failure, @base_gfn, @nr_pages and @source (unless\n it is 0) describe what is left to do."]
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct kvm_memory_mapping {

@@ -1,34 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 
-//! KVM's binary statistics, as far as a test or a measurement wants them.
+//! KVM's binary statistics that are single numbers.
 
 use std::fs::File;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::raw::c_ulong;
 use std::os::unix::fs::FileExt;
 
 use kvm_bindings::{kvm_stats_desc, kvm_stats_header, KVMIO};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::ioctl::ioctl;
+use vmm_sys_util::ioctl_io_nr;
 
-/// `_IO(KVMIO, 0xce)`
-const KVM_GET_STATS_FD: c_ulong = ((KVMIO as c_ulong) << 8) | 0xce;
+// kvm-bindings has the structs, but no numbers of ioctls.
+ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
 
 /// Statistics of a VM or a vCPU (`KVM_GET_STATS_FD`), by their names.
 ///
-/// Of a vCPU, `exits` is how often it left guest mode, and `pf_taken` how many
-/// page faults of the guest KVM had to see to; of a VM, `memslot_list_calls` is
-/// how many lists of memslot updates there were. All are cumulative.
+/// A vCPU has, for example, `exits`, the number of times that it left guest
+/// mode, and `pf_taken`, the number of page faults of the guest that KVM
+/// handled. A VM has `memslot_list_calls`, the number of lists of memslot
+/// updates. All are cumulative.
 ///
 /// Source: "KVM_GET_STATS_FD" in `Documentation/virt/kvm/api.rst`.
 pub trait Stats {
-    /// A statistic that is a single number, `None` if KVM has none of this name.
+    /// The statistic of this name, which must be a single number; `None` if KVM
+    /// does not have it.
     ///
     /// # Errors
     ///
-    /// Those of reading, such as no statistics in this kernel.
+    /// The error of `KVM_GET_STATS_FD`, for example if this kernel has no
+    /// statistics, or of reading the file.
     ///
     /// # Example
     ///
@@ -59,14 +62,14 @@ impl Stats for VcpuFd {
     }
 }
 
-/// The statistics of a VM or a vCPU.
+/// The file with the statistics of a VM or a vCPU.
 fn file(of: &impl AsRawFd) -> io::Result<File> {
-    // SAFETY: of KVM's descriptors this ioctl takes no argument.
-    let fd = unsafe { ioctl(of, KVM_GET_STATS_FD) };
+    // SAFETY: on a descriptor of KVM this ioctl takes no argument.
+    let fd = unsafe { ioctl(of, KVM_GET_STATS_FD()) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is new, and nobody else has it.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
@@ -103,7 +106,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 mod tests {
     use super::*;
 
-    /// The file as KVM makes it, in memory.
+    /// A file in KVM's format, in memory.
     struct Bytes(Vec<u8>);
 
     impl FileExt for Bytes {

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! A VM that runs the guest, and the three ways to update its memslots.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use anyhow::{Context, Result};
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_memory_uapi::{Access, Flags, Mapping, Region, RegionList, Slot, VmFdMemoryExt};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+use crate::{
+    memslots::{
+        guest::{self, Device, Replay, Variant},
+        plan::Window,
+        threads::Threads,
+    },
+    populate::parallel::populate,
+    vcpu::new_vcpu,
+};
+
+/// A slot that no plan uses.
+const REPORT_SLOT: Slot = Slot::new(2);
+
+/// A guest that has not halted for so long after the order to stop is stuck.
+const HALT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A VM with the guest's program in it and its vCPUs running.
+pub struct Machine {
+    /// Dropped first: the vCPUs need the rest.
+    threads: Threads,
+    memory: GuestMemoryMmap,
+    window: Window,
+    tsc_khz: u32,
+    vm: VmFd,
+}
+
+impl Machine {
+    /// Starts a guest. With `populated`, its memory is populated before it runs.
+    pub fn start(kvm: &Kvm, vcpus: u64, variant: Variant, populated: bool) -> Result<Machine> {
+        let vm = kvm.create_vm().context("KVM_CREATE_VM failed")?;
+        let memory = GuestMemoryMmap::from_ranges(&[
+            (GuestAddress(guest::WINDOW), guest::WINDOW_FULL as usize),
+            (GuestAddress(guest::REPORT), guest::REPORT_SIZE as usize),
+        ])
+        .context("cannot map memory for the guest")?;
+        guest::load(&memory).context("cannot write the guest's program")?;
+
+        let hva = |gpa| -> Result<u64> { Ok(memory.get_host_address(GuestAddress(gpa))? as u64) };
+        let window = Window {
+            gpa: guest::WINDOW,
+            alias_gpa: guest::ALIAS,
+            hva: hva(guest::WINDOW)?,
+            working: guest::WINDOW_WORKING,
+            full: guest::WINDOW_FULL,
+        };
+        let report = Region {
+            slot: REPORT_SLOT,
+            flags: Flags::empty(),
+            guest_phys_addr: guest::REPORT,
+            memory_size: guest::REPORT_SIZE,
+            userspace_addr: hva(guest::REPORT)?,
+        };
+
+        let mut machine = Machine {
+            threads: Threads::new(),
+            memory,
+            window,
+            tsc_khz: 0,
+            vm,
+        };
+        let mut slots = RegionList::new();
+        slots.create(window.initial())?.create(report)?;
+        machine.set_one_by_one(&slots)?;
+        let mut fds = (0..vcpus)
+            .map(|id| {
+                new_vcpu(kvm, &machine.vm, id, &guest::entry(id, variant))
+                    .with_context(|| format!("cannot make vCPU {id}"))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        if populated {
+            let mappings = slots
+                .entries()
+                .iter()
+                .map(|slot| Mapping::new(slot.guest_phys_addr, slot.memory_size, Access::WRITE))
+                .collect::<Result<Vec<_>, _>>()?;
+            populate(&mut fds, &mappings)?;
+        }
+        for (id, fd) in (0..).zip(fds) {
+            machine
+                .start_vcpu(fd, id, variant)
+                .with_context(|| format!("cannot start vCPU {id}"))?;
+        }
+        Ok(machine)
+    }
+
+    fn start_vcpu(&mut self, fd: VcpuFd, id: u64, variant: Variant) -> Result<()> {
+        self.tsc_khz = fd.get_tsc_khz().context("KVM_GET_TSC_KHZ failed")?;
+        let memory = self.memory.clone();
+        self.threads.start(id, fd, move |fd, device| {
+            compare(id, variant, fd, device, &memory)
+        })
+    }
+
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    pub fn window(&self) -> Window {
+        self.window
+    }
+
+    /// How the guest died, if it did.
+    pub fn death(&self) -> Option<String> {
+        self.threads.death()
+    }
+
+    /// The rip of a vCPU. Stops all vCPUs for good.
+    pub fn locate(&mut self, vcpu: usize) -> Result<u64> {
+        let fd = self.threads.take(vcpu)?;
+        Ok(fd.get_regs().context("KVM_GET_REGS failed")?.rip)
+    }
+
+    /// The longest time between two steps of any vCPU since the last call, as
+    /// the vCPU measured it.
+    pub fn take_longest_gap(&self) -> Result<Duration> {
+        let mut cycles = 0u64;
+        for vcpu in 0..self.threads.len() as u64 {
+            let gap = guest::longest_gap(vcpu);
+            cycles = cycles.max(self.memory.load(gap, Ordering::Relaxed)?);
+            self.memory.store(0u64, gap, Ordering::Relaxed)?;
+        }
+        let nanoseconds = u128::from(cycles) * 1_000_000 / u128::from(self.tsc_khz.max(1));
+        Ok(Duration::from_nanos(nanoseconds as u64))
+    }
+
+    /// Applies the list with one `KVM_SET_USER_MEMORY_REGION` per entry.
+    pub fn set_one_by_one(&self, list: &RegionList) -> Result<()> {
+        for (index, entry) in list.entries().iter().enumerate() {
+            let region = kvm_userspace_memory_region {
+                slot: entry.slot,
+                flags: entry.flags,
+                guest_phys_addr: entry.guest_phys_addr,
+                memory_size: entry.memory_size,
+                userspace_addr: entry.userspace_addr,
+            };
+            // SAFETY: lists name memory of `self.memory` only, which stays mapped
+            // while a vCPU runs, and nothing holds references into it.
+            unsafe { self.vm.set_user_memory_region(region) }
+                .with_context(|| format!("KVM_SET_USER_MEMORY_REGION of entry {index} failed"))?;
+        }
+        Ok(())
+    }
+
+    /// Does the same while all vCPUs are paused.
+    pub fn set_one_by_one_paused(&self, list: &RegionList) -> Result<()> {
+        self.threads.pause();
+        let result = self.set_one_by_one(list);
+        self.threads.resume();
+        result
+    }
+
+    /// Applies the list with one `KVM_SET_USER_MEMORY_REGION_LIST`.
+    pub fn set_list(&self, list: &RegionList) -> Result<()> {
+        // SAFETY: as in `set_one_by_one`.
+        unsafe { self.vm.set_user_memory_regions(list) }
+            .context("KVM_SET_USER_MEMORY_REGION_LIST failed")
+    }
+
+    /// Lets the guest reach the end of its program, and compares what it has
+    /// computed with a replay. Returns what is wrong, if anything.
+    pub fn finish(self) -> Result<Option<String>> {
+        for vcpu in 0..self.threads.len() as u64 {
+            self.memory
+                .store(1u64, guest::stop(vcpu), Ordering::Relaxed)?;
+        }
+        if !self.threads.wait_for_end(HALT_TIMEOUT) {
+            return Ok(Some(
+                "the guest does not reach the end of its program".to_owned(),
+            ));
+        }
+        let death = self.threads.death();
+        let wrong = self.threads.join()?;
+        Ok(death.or(wrong))
+    }
+}
+
+fn compare(
+    id: u64,
+    variant: Variant,
+    fd: &VcpuFd,
+    device: &Device,
+    memory: &GuestMemoryMmap,
+) -> Result<Option<String>> {
+    let steps: u64 = memory.load(guest::steps(id), Ordering::Relaxed)?;
+    let mut replay = Replay::new(id, variant);
+    for _ in 0..steps {
+        replay.step();
+    }
+    let r12 = fd.get_regs().context("KVM_GET_REGS failed")?.r12;
+    Ok(replay.compare(id, r12, device, memory)?)
+}

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! The table and the charts.
+
+use std::{fmt::Write, mem, path::Path, time::Duration};
+
+use anyhow::{anyhow, Context, Result};
+use plotters::prelude::*;
+
+use crate::memslots::{
+    experiment::{Method, Outcome, Sample, UNDISTURBED},
+    guest::Variant,
+};
+
+/// One line per outcome.
+pub fn table(outcomes: &[Outcome]) -> String {
+    let mut text = String::from(
+        "                                         ---------- stall, ms ----------       ms\n\
+         variant   method               survived  longest  (host)   mean at rest  update  guest\n",
+    );
+    for outcome in outcomes {
+        let ms = |time: Duration| format!("{:.2}", time.as_secs_f64() * 1e3);
+        // Without a survived update no stall has been measured.
+        let stall = |time| {
+            if outcome.survived > 0 {
+                ms(time)
+            } else {
+                "-".to_owned()
+            }
+        };
+        let guest = match (&outcome.death, &outcome.wrong) {
+            (Some(death), _) => format!("died: {death}"),
+            (None, Some(wrong)) => format!("WRONG: {wrong}"),
+            (None, None) => "correct".to_owned(),
+        };
+        // Writing to a String does not fail.
+        let _ = writeln!(
+            text,
+            "{:<9} ({}) {:<14} {:>10} {:>8} {:>7} {:>6} {:>7} {:>7}  {guest}",
+            outcome.variant,
+            outcome.method.letter(),
+            outcome.method,
+            format!("{} of {}", outcome.survived, outcome.updates),
+            stall(outcome.stall_guest),
+            stall(outcome.stall_host),
+            stall(outcome.stall_guest_mean),
+            ms(outcome.stall_undisturbed),
+            ms(outcome.update_mean),
+        );
+    }
+    text.push_str(
+        "\nstall: time in which a vCPU completes no step, by its own clock; (host): by the host's samples\n\
+         at rest: the longest stall before the updates; update: mean time of an update\n",
+    );
+    text
+}
+
+/// Steps of all vCPUs together over time, in seconds.
+fn curve(outcome: &Outcome) -> Vec<(f64, f64)> {
+    let total = |sample: &Sample| sample.steps.iter().sum::<u64>();
+    let first = outcome.samples.first().map_or(0, total);
+    let last = outcome.samples.last().map_or(0, total);
+    let mut going_on = true;
+    outcome
+        .samples
+        .iter()
+        // Leaves out the time until the host noticed that the guest had stopped.
+        .take_while(|sample| mem::replace(&mut going_on, total(sample) < last))
+        .map(|sample| (sample.at.as_secs_f64(), (total(sample) - first) as f64))
+        .collect()
+}
+
+fn thousands(steps: f64) -> String {
+    if steps < 10_000.0 {
+        format!("{steps:.0}")
+    } else {
+        format!("{:.0} k", steps / 1e3)
+    }
+}
+
+/// The largest time and count of several curves.
+fn limits(curves: &[Vec<(f64, f64)>]) -> (f64, f64) {
+    let points = curves.iter().flatten();
+    points.fold((f64::MIN_POSITIVE, 1.0), |(x, y), point| {
+        (point.0.max(x), point.1.max(y))
+    })
+}
+
+/// A chart of the guests' progress, drawn with the letters of the methods.
+pub fn text_chart(outcomes: &[&Outcome]) -> String {
+    const WIDTH: usize = 72;
+    const HEIGHT: usize = 14;
+
+    let curves: Vec<_> = outcomes.iter().map(|outcome| curve(outcome)).collect();
+    let (time, steps) = limits(&curves);
+    let cell = |value: f64, limit: f64, cells: usize| {
+        ((value / limit * cells as f64) as usize).min(cells - 1)
+    };
+    let mut grid = [[' '; WIDTH]; HEIGHT];
+    for (outcome, curve) in outcomes.iter().zip(&curves) {
+        for &(x, y) in curve {
+            grid[HEIGHT - 1 - cell(y, steps, HEIGHT)][cell(x, time, WIDTH)] =
+                outcome.method.letter();
+        }
+    }
+    for (outcome, curve) in outcomes.iter().zip(&curves) {
+        if let (Some(_), Some(&(x, y))) = (&outcome.death, curve.last()) {
+            grid[HEIGHT - 1 - cell(y, steps, HEIGHT)][cell(x, time, WIDTH)] = 'X';
+        }
+    }
+
+    let mut text = String::new();
+    for (row, line) in grid.iter().enumerate() {
+        let label = if row == 0 {
+            thousands(steps)
+        } else {
+            String::new()
+        };
+        let line: String = line.iter().collect();
+        let _ = writeln!(text, "{label:>10} |{}", line.trim_end());
+    }
+    let _ = writeln!(text, "{:>10} +{}", 0, "-".repeat(WIDTH));
+    let _ = writeln!(text, "{:>12}{:>WIDTH$}", 0, format!("{time:.2} s"));
+    text
+}
+
+/// The meaning of the letters in [`text_chart`].
+pub fn legend(outcomes: &[&Outcome]) -> String {
+    let methods: Vec<_> = outcomes
+        .iter()
+        .map(|outcome| format!("{} {}", outcome.method.letter(), outcome.method))
+        .collect();
+    format!("{}, X death of the guest", methods.join(", "))
+}
+
+/// Writes one chart per variant to one file, one above the other.
+pub fn svg(outcomes: &[Outcome], path: &Path) -> Result<()> {
+    let charts: Vec<Vec<&Outcome>> = by_variant(outcomes);
+    let mut drawing = String::new();
+    draw(&charts, &mut drawing).map_err(|e| anyhow!("cannot draw the chart: {e}"))?;
+    std::fs::write(path, drawing).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The outcomes by variant, without variants that have none.
+pub fn by_variant(outcomes: &[Outcome]) -> Vec<Vec<&Outcome>> {
+    [Variant::Plain, Variant::Emulated]
+        .into_iter()
+        .map(|variant| outcomes.iter().filter(|o| o.variant == variant).collect())
+        .filter(|chart: &Vec<_>| !chart.is_empty())
+        .collect()
+}
+
+fn draw(charts: &[Vec<&Outcome>], drawing: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+    const WIDTH: u32 = 900;
+    const HEIGHT: u32 = 420;
+    const FONT: &str = "sans-serif";
+
+    let color = |method| match method {
+        Method::Single => RGBColor(0xd5, 0x5e, 0x00),
+        Method::Paused => RGBColor(0x00, 0x72, 0xb2),
+        Method::List => RGBColor(0x00, 0x9e, 0x73),
+    };
+    let root =
+        SVGBackend::with_string(drawing, (WIDTH, HEIGHT * charts.len() as u32)).into_drawing_area();
+    root.fill(&WHITE)?;
+    for (outcomes, area) in charts.iter().zip(root.split_evenly((charts.len(), 1))) {
+        let curves: Vec<_> = outcomes.iter().map(|outcome| curve(outcome)).collect();
+        let (time, steps) = limits(&curves);
+        let title = match outcomes[0].variant {
+            Variant::Plain => "Progress of a guest whose memslots are updated",
+            Variant::Emulated => "The same with instructions that KVM emulates",
+        };
+        let mut chart = ChartBuilder::on(&area)
+            .caption(title, (FONT, 20))
+            .margin(12)
+            .x_label_area_size(44)
+            .y_label_area_size(84)
+            .build_cartesian_2d(0.0..time * 1.02, 0.0..steps * 1.05)?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .label_style((FONT, 13))
+            .axis_desc_style((FONT, 14))
+            .x_desc("seconds; updates begin at the dashed line")
+            .y_desc("steps of all vCPUs")
+            .y_label_formatter(&|&steps| thousands(steps))
+            .draw()?;
+        let first_update = UNDISTURBED.as_secs_f64();
+        chart.draw_series(DashedLineSeries::new(
+            [(first_update, 0.0), (first_update, steps * 1.05)],
+            4,
+            4,
+            BLACK.mix(0.5).into(),
+        ))?;
+        for (outcome, curve) in outcomes.iter().zip(&curves) {
+            let color = color(outcome.method);
+            let end = if outcome.death.is_some() {
+                format!(
+                    ", died: survived {} of {}",
+                    outcome.survived, outcome.updates
+                )
+            } else {
+                format!(", survived {} updates", outcome.survived)
+            };
+            chart
+                .draw_series(LineSeries::new(
+                    curve.iter().copied(),
+                    color.stroke_width(2),
+                ))?
+                .label(format!(
+                    "({}) {}{end}",
+                    outcome.method.letter(),
+                    outcome.method
+                ))
+                .legend(move |(x, y)| {
+                    PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2))
+                });
+            if outcome.death.is_some() {
+                let end = curve
+                    .last()
+                    .map(|&end| Cross::new(end, 7, color.stroke_width(3)));
+                chart.draw_series(end)?;
+            }
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .label_font((FONT, 14))
+            .background_style(WHITE.mix(0.85))
+            .border_style(RGBColor(0xcc, 0xcc, 0xcc))
+            .draw()?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(method: Method, steps: &[u64], death: Option<&str>) -> Outcome {
+        Outcome {
+            variant: Variant::Plain,
+            method,
+            updates: 3,
+            survived: if death.is_some() { 0 } else { 3 },
+            death: death.map(str::to_owned),
+            wrong: None,
+            stall_undisturbed: Duration::from_micros(500),
+            stall_guest: Duration::from_micros(1250),
+            stall_guest_mean: Duration::from_millis(1),
+            stall_host: Duration::from_millis(1),
+            update_mean: Duration::from_millis(2),
+            samples: (0..)
+                .zip(steps)
+                .map(|(second, &steps)| Sample {
+                    at: Duration::from_secs(second),
+                    steps: vec![steps],
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_dead_guest_has_an_end_and_no_stalls() {
+        let outcomes = [
+            outcome(Method::Single, &[5, 10, 10, 10], Some("of an exception")),
+            outcome(Method::List, &[0, 10, 20, 30], None),
+        ];
+        let table = table(&outcomes);
+        let line = |letter| table.lines().find(|line| line.contains(letter));
+        let (a, c) = (line("(a)").expect("a line"), line("(c)").expect("a line"));
+        assert!(a.contains("0 of 3") && a.contains("of an exception"), "{a}");
+        assert!(!a.contains("1.25"), "{a}");
+        assert!(c.contains("3 of 3") && c.contains("1.25"), "{c}");
+
+        let chart = text_chart(&outcomes.iter().collect::<Vec<_>>());
+        let cross = chart.lines().find_map(|line| line.find('X'));
+        let last = chart.lines().find_map(|line| line.rfind('c'));
+        // After one of three seconds, not at the end of the samples.
+        assert_eq!(cross, Some(12 + 24), "{chart}");
+        assert_eq!(last, Some(12 + 71), "{chart}");
+    }
+
+    #[test]
+    fn svg_has_a_chart_for_each_variant_and_a_line_for_each_method() {
+        let mut outcomes = vec![
+            outcome(Method::Single, &[0, 1, 1], Some("early")),
+            outcome(Method::List, &[0, 1, 2], None),
+            outcome(Method::List, &[0, 1, 2], None),
+        ];
+        outcomes[2].variant = Variant::Emulated;
+        let mut drawing = String::new();
+        draw(&by_variant(&outcomes), &mut drawing).expect("a drawing");
+        assert_eq!(drawing.matches("(a) single ioctls, died").count(), 1);
+        assert_eq!(drawing.matches("(c) list, survived 3 updates").count(), 2);
+    }
+}

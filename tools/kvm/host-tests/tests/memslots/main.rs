@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+
+//! Tests of `rust/kvm/memslots/`.
+//!
+//! | file | tests |
+//! |---|---|
+//! | `entry_rules.rs`, `list_rules.rs` | the rules of `check.rs`, one by one |
+//! | `random_lists.rs` | `check.rs` against the oracle, on random lists |
+//! | `cost.rs` | how many look-ups `check.rs` needs |
+//! | `swap.rs` | the order of the steps in `changes.rs`, under all interleavings |
+//!
+//! `oracle.rs` is the oracle, `judge.rs` compares `check` with it, and `fixture.rs` has a VM and entries.
+
+mod cost;
+mod entry_rules;
+mod fixture;
+mod judge;
+mod list_rules;
+mod oracle;
+mod random_lists;
+mod swap;

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+
+//! What a [`VmFd`] can do with memory, over all families: the probes for their
+//! capabilities, and the ioctls on a VM.
+
+use std::os::raw::c_ulong;
+
+use kvm_ioctls::VmFd;
+
+use crate::bindings::{KVM_CAP_MAP_MEMORY, KVM_CAP_USER_MEMORY_REGION_LIST};
+use crate::memslots::{ioctl, Error, MemslotUpdate, RegionList};
+
+/// Lists of memslot updates on a [`VmFd`], and which of this crate's ioctls the
+/// kernel has.
+///
+/// Source: `linux/kvm_memory.h`. `Documentation/virt/kvm/memory/memslots.rst`
+/// says what a vCPU sees during an update.
+pub trait VmFdMemoryExt {
+    /// The largest number of entries that the kernel accepts in a list, 0 if
+    /// the kernel does not have the ioctl (`KVM_CAP_USER_MEMORY_REGION_LIST`).
+    ///
+    /// If the kernel has the ioctl, one list can replace every slot of the VM.
+    fn max_memory_region_list_entries(&self) -> usize;
+
+    /// Whether the kernel has `KVM_SET_USER_MEMORY_REGION_LIST`.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use kvm_ioctls::Kvm;
+    /// use kvm_memory_uapi::{Error, RegionList, VmFdMemoryExt};
+    ///
+    /// # fn main() -> Result<(), kvm_ioctls::Error> {
+    /// let vm = Kvm::new()?.create_vm()?;
+    /// // SAFETY: the list names no memory.
+    /// let result = unsafe { vm.set_user_memory_regions(&RegionList::new()) };
+    /// if vm.can_set_user_memory_regions() {
+    ///     assert_eq!(result, Ok(()));
+    /// } else {
+    ///     assert_eq!(result, Err(Error::Unsupported));
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn can_set_user_memory_regions(&self) -> bool {
+        self.max_memory_region_list_entries() > 0
+    }
+
+    /// Whether vCPUs can populate memory with
+    /// [`VcpuFdMemoryExt`](crate::VcpuFdMemoryExt) (`KVM_CAP_MAP_MEMORY`).
+    fn can_populate(&self) -> bool;
+
+    /// Applies all entries of `list`, in their order and in one step, or none
+    /// of them (`KVM_SET_USER_MEMORY_REGION_LIST`).
+    ///
+    /// When this method returns, no vCPU can reach memory that only deleted or
+    /// moved slots named. An empty list succeeds.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    ///
+    /// # Safety
+    ///
+    /// The guest may write to the memory that the entries name for as long as
+    /// their slots exist. The memory must be mapped, and nothing in this
+    /// process may rely on its contents or hold a reference into it.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use kvm_ioctls::Kvm;
+    /// use kvm_memory_uapi::{Error, RegionList, Slot, VmFdMemoryExt};
+    ///
+    /// let vm = Kvm::new()?.create_vm()?;
+    /// let mut list = RegionList::new();
+    /// list.delete(Slot::new(7))?;
+    /// // SAFETY: no entry names memory.
+    /// let refused = unsafe { vm.set_user_memory_regions(&list) };
+    /// assert_eq!(refused, Err(Error::Invalid), "there is no slot 7");
+    /// # Ok(())
+    /// # }
+    /// ```
+    unsafe fn set_user_memory_regions(&self, list: &RegionList) -> Result<(), Error>;
+
+    /// Applies an update to the VM and, if the kernel accepts it, to the
+    /// [`Memslots`](crate::Memslots) from which it was started.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`]. After an error the [`Memslots`](crate::Memslots) are
+    /// unchanged.
+    ///
+    /// # Safety
+    ///
+    /// As for [`set_user_memory_regions`](Self::set_user_memory_regions).
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use kvm_ioctls::VmFd;
+    /// use kvm_memory_uapi::{Error, Memslots, Slot, VmFdMemoryExt};
+    ///
+    /// fn delete(
+    ///     vm: &VmFd,
+    ///     memslots: &mut Memslots,
+    ///     slot: Slot,
+    /// ) -> Result<(), Box<dyn std::error::Error>> {
+    ///     let mut update = memslots.update();
+    ///     update.delete(slot)?;
+    ///     // SAFETY: no entry names memory.
+    ///     if let Err(e) = unsafe { vm.update_memslots(update) } {
+    ///         assert_ne!(e, Error::Invalid, "something else has changed the VM's slots");
+    ///         assert!(memslots.get(slot).is_some(), "the record is unchanged");
+    ///         return Err(e.into());
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
+    unsafe fn update_memslots(&self, update: MemslotUpdate<'_>) -> Result<(), Error> {
+        // SAFETY: the caller vouches for the memory.
+        unsafe { self.set_user_memory_regions(update.list()) }?;
+        update.commit();
+        Ok(())
+    }
+}
+
+impl VmFdMemoryExt for VmFd {
+    fn max_memory_region_list_entries(&self) -> usize {
+        let n = self.check_extension_raw(c_ulong::from(KVM_CAP_USER_MEMORY_REGION_LIST));
+        // A negative number is an error of the ioctl.
+        usize::try_from(n).unwrap_or(0)
+    }
+
+    fn can_populate(&self) -> bool {
+        self.check_extension_raw(c_ulong::from(KVM_CAP_MAP_MEMORY)) > 0
+    }
+
+    unsafe fn set_user_memory_regions(&self, list: &RegionList) -> Result<(), Error> {
+        // SAFETY: the caller vouches for the memory that the entries name.
+        unsafe { ioctl::set_user_memory_regions(self, list) }
+    }
+}
