@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# KVM's guest-memory core in Rust, an overlay on Linux 7.3. `make help` says what there is.
+# KVM's guest-memory core in Rust, an overlay on Linux. `make help` says what there is.
 
 B := tools/kvm/build
 FLAVOUR ?= rust
 # Not make's to expand.
 override CMD := $(value CMD)
-export CACHE KSRC TOOLCHAIN MIRROR JOBS OUT FLAVOUR SMP MEM SHARE CMD TIMEOUT ACCEL CONSOLE
+export CACHE KSRC TOOLCHAIN MIRROR JOBS OUT FLAVOUR SMP MEM SHARE CMD TIMEOUT ACCEL CONSOLE BUILD SIGNOFF
 
-.PHONY: help demo bench test host-test lint selftests upstream-selftests kernel vm apply unapply series shell clean
+.PHONY: help demo bench test test-all host-test lint selftests upstream-selftests check-configs kernel vm apply unapply series \
+	shell clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 28
@@ -19,9 +20,10 @@ help: ## this list
 #   SMP=2 MEM=4G              processors and memory of the test VM
 #   SHARE=DIR                 is mounted at /mnt/share in the VM
 #   ACCEL=kvm                 runs the VM on this machine's KVM, which must nest
+#   SIGNOFF=1                 adds your Signed-off-by to the patches of the series
 #   TIMEOUT=3600              seconds after which the VM is given up
 #   CONSOLE=FILE              where the VM's console goes
-#   KSRC=DIR                  your own Linux 7.3 tree, in place of Debian's package
+#   KSRC=DIR                  your own Linux tree, in place of Debian's package
 #   TOOLCHAIN=host            your own compilers and QEMU, in place of a Debian root
 #   CACHE=DIR OUT=DIR         where everything is built (~/.cache/kvm-rust-memory); where results go (out)
 
@@ -36,6 +38,9 @@ bench: ## C against Rust, list against single ioctls, populating against page fa
 test: ## everything that is tested, and lint; ends with "N passed, N failed"
 	@$B/test.sh
 
+test-all: ## make test, and what takes too long for it: check-configs, and series BUILD=1
+	@$B/test.sh all
+
 host-test: ## tests of the crates and of the core's pure part, without a VM
 	@$B/cargo.sh test
 
@@ -47,6 +52,9 @@ selftests: ## our KVM selftests with FLAVOUR
 
 upstream-selftests: ## upstream's KVM selftests, C against Rust; a verdict that differs fails
 	@$B/selftests.sh upstream
+
+check-configs: ## compile KVM in many configurations, for other architectures too; CONFIGS="rt cfi" takes these only
+	@$B/configs.sh $(CONFIGS)
 
 kernel: ## build the test kernel of FLAVOUR
 	@$B/kernel.sh $(FLAVOUR)
@@ -61,7 +69,7 @@ apply: ## put the overlay into the kernel tree KSRC
 unapply: ## take the overlay off the kernel tree KSRC
 	@$B/tree.sh unapply
 
-series: ## write the overlay as patches to mail, and check that git am takes them
+series: ## write the overlay as patches to mail, and check that git am takes them; BUILD=1 builds each commit
 	@$B/series.sh
 
 shell: ## a shell in the toolchain root

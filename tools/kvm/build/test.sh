@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
-# `make test`: every check there is; goes on after a failure; the last line is "N passed, N failed".
+# test.sh [all]: every check there is, with `all` those that take hours too; goes on after a failure; the last line is "N
+# passed, N failed".
 . "$(dirname "$0")/lib.sh"
 here=$(dirname "$0")
 export RESULTS=$LOG/results
@@ -29,15 +30,18 @@ cargo_tests() {
 	return "$status"
 }
 
+# A fresh machine's git does not know who is working on it.
+git_identity=(GIT_CONFIG_COUNT=2 GIT_CONFIG_KEY_0=user.name GIT_CONFIG_VALUE_0=test
+	GIT_CONFIG_KEY_1=user.email GIT_CONFIG_VALUE_1=test@localhost)
+
 step "toolchain" "$here/toolchain.sh"
 step "kernel with the memory core in Rust, KVM=m, kvm-amd and kvm-intel" "$here/kernel.sh" rust
 step "kernel modules with upstream's C" "$here/kernel.sh" c
 step "kernel with KVM=y, and clippy" "$here/kernel.sh" builtin
 step "lint" "$here/lint.sh"
+step "the overlay on other trees" "$here/apply-test.sh"
 step "host tests" cargo_tests test
-# A fresh machine's git does not know who is working on it.
-step "the series" env GIT_CONFIG_COUNT=2 GIT_CONFIG_KEY_0=user.name GIT_CONFIG_VALUE_0=test \
-	GIT_CONFIG_KEY_1=user.email GIT_CONFIG_VALUE_1=test@localhost "$here/series.sh"
+step "the series" env "${git_identity[@]}" "$here/series.sh"
 step "uapi crate on KVM" cargo_tests kvm-test
 step "selftests" env FLAVOUR=rust "$here/selftests.sh" ours
 step "upstream's selftests, Rust against C" "$here/selftests.sh" upstream
@@ -45,6 +49,10 @@ step "QEMU boots Linux" env FLAVOUR=rust CMD=guest-qemu "$here/vm.sh"
 step "demo, short" env FLAVOUR=rust "$here/program.sh" sample-vmm demo --quick
 step "kernel with debug checks" "$here/kernel.sh" debug
 step "selftests on the debug kernel" env FLAVOUR=debug "$here/selftests.sh" ours
+if [[ ${1:-} == all ]]; then
+	step "KVM in many configurations" "$here/configs.sh"
+	step "each commit of the series" env BUILD=1 "${git_identity[@]}" "$here/series.sh"
+fi
 
 # Each failure with the end of its log, or with what led to the test's first "not ok".
 printf '\n'
