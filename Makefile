@@ -39,7 +39,7 @@ test: ## everything that is tested, and lint; ends with "N passed, N failed"
 	@$B/test.sh
 
 test-all: ## make test, and what takes too long for it: check-configs, and series BUILD=1
-	@$B/test.sh all
+	@BUILD='' $B/test.sh all
 
 host-test: ## tests of the crates and of the core's pure part, without a VM
 	@$B/cargo.sh test
@@ -77,4 +77,4 @@ shell: ## a shell in the toolchain root
 	@bash -c '. $B/lib.sh && inside bash'
 
 clean: ## remove what was built; the toolchain root and the kernel source stay
-	@bash -c '. $B/lib.sh && rm -rf "$$WORK"/{build,kernel,tree,tree.key,selftests,git} "$$CACHE"/{target,run,log} "$$OUT"'
+	@bash -c '. $B/lib.sh && rm -rf "$$WORK"/{build,kernel,tree,tree.key,selftests,git,port,stage} "$$CACHE"/{target,run,log} "$$OUT"'

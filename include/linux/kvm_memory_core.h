@@ -80,7 +80,7 @@ long kvm_memory_fill(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source,
 		     unsigned long npages);
 long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source);
 
-/* The number of frames that kvm_arch_vcpu_map_gfns() maps in one call. */
+/* The most PTEs that kvm_arch_vcpu_map_gfns() makes in one call. */
 enum { KVM_MAP_PAGES_MAX = 64 };
 
 /* rust/kvm/populate/x86.c */

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! A step that changes lists changes the inactive ones, swaps, and then changes the others in the
-//! same way. So between steps both lists of an address space contain the same slots. No other file
-//! of the core changes lists, or frees slots that were in them.
+//! same way. So between steps both lists of an address space contain the same slots. Nothing else
+//! in the core changes lists, or frees slots that were in them.
 
 use super::{
     check::{

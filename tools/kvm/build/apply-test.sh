@@ -5,6 +5,7 @@
 # shellcheck disable=SC2317  # expect calls the functions
 . "$(dirname "$0")/lib.sh"
 
+"$(dirname "$0")/toolchain.sh"
 "$(dirname "$0")/tree.sh" build
 base=${KSRC:-$CACHE/pristine}
 tmp=$(mktemp -d)

@@ -128,17 +128,16 @@ overlay_files() {
 		done
 }
 
-# The patches, in order. (What patches/series has besides is for series.sh.)
-overlay_patches() {
-	grep '\.patch$' "$SRC/patches/series" | sed "s|^|$SRC/patches/|"
-}
+# What patches/series names, in order; and of these the patches, which edit files.
+series_entries() { grep -vE '^(#|$)' "$SRC/patches/series" | sed "s|^|$SRC/patches/|"; }
+overlay_patches() { series_entries | grep '\.patch$'; }
 
 # A hash of everything in the checkout that the test kernel is made from.
 overlay_key() {
 	{
 		overlay_files | cut -f1
-		(cd "$SRC" && printf '%s\n' patches/*.patch tools/kvm/build/config/*.config tools/kvm/build/{kbuild,kernel,tree,toolchain}.sh)
-	} | (cd "$SRC" && xargs -d'\n' sha256sum) | sha256sum | cut -c1-16
+		(cd "$SRC" && printf '%s\n' patches/*.patch patches/series tools/kvm/build/config/*.config tools/kvm/build/{kbuild,kernel,tree,toolchain}.sh)
+	} | (cd "$SRC" && xargs -d'\n' sha256sum && echo "$VERSION") | sha256sum | cut -c1-16
 }
 
 # patch_tree DIR ARGS...: git apply in DIR, which may lie in some other git repository.

@@ -60,7 +60,10 @@ add() {
 			[[ $f == $pattern ]] || continue
 			mkdir -p "$work/$(dirname "$f")"
 			cp -p "$tree/$f" "$work/$f"
-			[[ -z $script ]] || sed -i "$script" "$work/$f"
+			if [[ -n $script ]]; then
+				sed -i "$script" "$work/$f"
+				! cmp -s "$tree/$f" "$work/$f" || die "${1##*/}: the script takes nothing out of $f"
+			fi
 			git -C "$work" add -f "$f"
 			found=1
 		done < <(overlay_files | cut -f2)
@@ -70,11 +73,11 @@ add() {
 }
 
 checkout "$work"
-mapfile -t entries < <(grep -v '^#' "$SRC/patches/series")
+mapfile -t entries < <(series_entries)
 for p in "${entries[@]}"; do
 	case $p in
-	*.patch) git -C "$work" am -q "${signoff[@]}" "$SRC/patches/$p" || die "$p does not apply" "see $work" ;;
-	*.files) add "$SRC/patches/$p" ;;
+	*.patch) git -C "$work" am -q "${signoff[@]}" "$p" || die "${p##*/} does not apply" "see $work" ;;
+	*.files) add "$p" ;;
 	*) die "patches/series: $p is neither a .patch nor a .files" ;;
 	esac
 done
@@ -109,6 +112,7 @@ check=$work.check
 checkout "$check"
 git -C "$check" am -q "$OUT"/series/0*[1-9]*-*.patch || die "git am does not take the series" "see $check"
 while read -r f; do
+	[[ -e $check/$f ]] || die "no .files in patches/ names $f"
 	cmp "$check/$f" "$tree/$f" >&2 || die "the series does not give the tree that we build: $f differs"
 done <"$CACHE/series.files"
 git -C "$check" status --porcelain --ignored >&2
@@ -124,6 +128,18 @@ build() {
 	die "commit $at does not build $([[ $1 == c ]] && echo without || echo with) the core: $subject"
 }
 
+# selftests NUMBER: KVM's at a commit.
+selftests() {
+	{
+		kmake c headers_install &&
+			inside make -C "$IN_WORK/tree/tools/testing/selftests/kvm" ARCH=x86 OUTPUT="$IN_CACHE/series.selftests" \
+				LLVM=1 -j"$JOBS" KHDR_INCLUDES="-isystem $IN_WORK/build/c/usr/include"
+	} 2>&1 | progress "selftests" "$LOG/series-selftests.log" 300 ||
+		die "the selftests of commit $1 do not build, see $LOG/series-selftests.log: $subject"
+	rm -rf "$CACHE/series.selftests"
+	result pass "selftests of commit $1 build: $subject"
+}
+
 # The commits pass through the tree that we build, and leave it as it was, in build directories that are there.
 if [[ ${BUILD:-} == 1 ]]; then
 	"$(dirname "$0")/kernel.sh" rust c
@@ -135,7 +151,11 @@ if [[ ${BUILD:-} == 1 ]]; then
 		at=${mail##*/} at=${at%%-*}
 		subject=$(git mailinfo /dev/null /dev/null <"$mail" | sed -n 's/^Subject: //p')
 		patch_tree "$tree" "$mail"
-		git apply --numstat "$mail" | cut -f3 | grep -qE '^(arch|include|rust|virt)/' || continue
+		git apply --numstat "$mail" | cut -f3 >"$CACHE/series.touched"
+		if grep -qx tools/testing/selftests/kvm/Makefile.kvm "$CACHE/series.touched"; then
+			selftests "$at"
+		fi
+		grep -qE '^(arch|include|rust|virt)/' "$CACHE/series.touched" || continue
 		build "$at" c base.config c.config
 		! grep -q rust/kvm/Kconfig "$tree/arch/x86/kvm/Kconfig" || build "$at" rust base.config
 		result pass "commit $at builds: $subject"

@@ -60,6 +60,8 @@ while IFS=$'\t' read -r what log; do
 	printf '%s\n' "$what"
 	[[ ! -f $log ]] || { grep -m 1 -B 9 '^not ok' "$log" || tail -40 "$log"; } | sed 's/^/    /'
 done < <(grep '^fail' "$RESULTS")
+version=$(version_of "${KSRC:-$CACHE/pristine}")
+[[ $version == "$VERSION" ]] || printf 'note: this was Linux %s; the patches are for Linux %s\n' "$version" "$VERSION"
 passed=$(grep -c '^pass' "$RESULTS" || true)
 failed=$(grep -c '^fail' "$RESULTS" || true)
 printf '%d passed, %d failed\n' "$passed" "$failed"

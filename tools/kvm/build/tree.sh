@@ -6,8 +6,10 @@
 
 MARK=.kvm-memory-overlay
 
-# package SUITE [VERSION]: puts the tarball of linux-source-VERSION, or of the newest that SUITE has, into $CACHE/download.
+# package SUITE [VERSION]: puts the tarball of linux-source-VERSION, or of the newest that SUITE has, into $CACHE.
 package() {
+	rm -rf "$CACHE/download"
+	mkdir -p "$CACHE/download"
 	# shellcheck disable=SC2016
 	inside bash -ec '
 		list=/etc/apt/sources.list.d/kernel.list
@@ -19,7 +21,7 @@ package() {
 		cd "$2"
 		apt-get -o APT::Sandbox::User=root download "linux-source-$v/$1"
 		dpkg-deb --fsys-tarfile linux-source-*.deb | tar -xO "./usr/src/linux-source-$v.tar.xz" >"linux-source-$v.tar.xz"
-		rm linux-source-*.deb
+		mv "linux-source-$v.tar.xz" ..
 	' bash "$1" /cache/download "${2:-}" >>"$LOG/download.log" 2>&1
 }
 
@@ -29,17 +31,16 @@ download() {
 	compgen -G "$CACHE/linux-source-*.tar.xz" >/dev/null && return
 	[[ $TOOLCHAIN == debian ]] || die "TOOLCHAIN=host needs your own source" "use KSRC=DIR"
 	need_disk 3 "the kernel source"
-	rm -rf "$CACHE/download" "$LOG/download.log"
-	mkdir -p "$CACHE/download"
+	: >"$LOG/download.log"
 	for suite in trixie-backports forky sid; do
 		say "looking for linux-source-$VERSION in $suite"
 		package "$suite" "$VERSION" && break
 	done
-	compgen -G "$CACHE/download/*.tar.xz" >/dev/null || for suite in sid forky trixie-backports; do
+	compgen -G "$CACHE/linux-source-*.tar.xz" >/dev/null || for suite in sid forky trixie-backports; do
 		say "looking for the newest linux-source in $suite"
 		package "$suite" && break
 	done
-	mv "$CACHE"/download/linux-source-*.tar.xz "$CACHE/" 2>/dev/null ||
+	compgen -G "$CACHE/linux-source-*.tar.xz" >/dev/null ||
 		die "linux-source-$VERSION is not to be had from trixie-backports, forky or sid, nor is another (see $LOG/download.log)" \
 			"if the network is there, get a Linux $VERSION tree and use KSRC=DIR"
 	rm -rf "$CACHE/download"
@@ -51,19 +52,21 @@ base() {
 	[[ -z $KSRC || ! -d $KSRC/$MARK ]] || die "$KSRC has the overlay applied" "make unapply KSRC=$KSRC first"
 	[[ -z $KSRC ]] || return 0
 	if [[ -d $BASE ]]; then
-		printf '%s\n' "$VERSION" "$(version_of "$BASE")" | sort -V -C && return
-		# Left from a time when the patches were for an older one.
-		rm -rf "$BASE" "$WORK/tree" "$CACHE"/linux-source-*.tar.xz
+		# What is another version was all that there was when it was looked for.
+		[[ $(version_of "$BASE") != "$VERSION" && $(cat "$BASE.for" 2>/dev/null) != "$VERSION" ]] || return 0
+		say "the patches are for Linux $VERSION by now: removing what was built of another"
+		rm -rf "$BASE" "$CACHE"/linux-source-*.tar.xz "$WORK"/{tree,tree.key,build,kernel,selftests}
 	fi
 	download
 	need_disk 5 "the kernel source"
 	rm -rf "$BASE.new"
 	mkdir "$BASE.new"
 	set -- "$CACHE"/linux-source-*.tar.xz
-	inside tar -xJf "$IN_CACHE/${1##*/}" -C /cache/pristine.new --strip-components=1 --checkpoint=2000 \
+	inside tar -xJf "$IN_CACHE/${1##*/}" -C "$IN_CACHE/pristine.new" --strip-components=1 --checkpoint=2000 \
 		--checkpoint-action=echo 2>&1 | progress "unpacking the source" "$LOG/unpack.log" 84 ||
 		die "the source package does not unpack" "remove $1 and try again"
 	version_of "$BASE.new" >/dev/null
+	printf %s "$VERSION" >"$BASE.for"
 	mv "$BASE.new" "$BASE"
 }
 

@@ -253,8 +253,8 @@ static void restore_fep(void)
 /* Lets the guest force the emulation of an instruction. */
 static void enable_fep(void)
 {
-	if (!read_attr(FEP_PARAM, fep_was, sizeof(fep_was)))
-		return;
+	TEST_ASSERT(read_attr(FEP_PARAM, fep_was, sizeof(fep_was)),
+		    "%s cannot be read", FEP_PARAM);
 	atexit(restore_fep);
 	write_attr(FEP_PARAM, "1");
 }

@@ -29,6 +29,7 @@
 #define OTHER_SLOT		11
 
 #define NR_DELETIONS		50
+#define MIN_DELETIONS		5
 #define MAX_SECONDS		5
 /* KVM_PRE_FAULT_MEMORY takes far less, even on an emulated CPU. */
 #define PATIENCE_S		10
@@ -97,6 +98,9 @@ int main(void)
 	void *mem;
 
 	TEST_REQUIRE(kvm_check_cap(KVM_CAP_PRE_FAULT_MEMORY));
+	/* A KVM that has no such quirk does not zap all for one deletion. */
+	TEST_REQUIRE(kvm_check_cap(KVM_CAP_DISABLE_QUIRKS2) &
+		     KVM_X86_QUIRK_SLOT_ZAP_ALL);
 
 	sigaction(SIGALRM, &sa, NULL);
 
@@ -118,6 +122,8 @@ int main(void)
 
 	WRITE_ONCE(stop, true);
 	kvm_pthread_join(worker, NULL);
+	__TEST_REQUIRE(nr_deletions >= MIN_DELETIONS,
+		       "Only %lu deletions in %u s", nr_deletions, MAX_SECONDS);
 	pr_info("Not stuck beside %lu deletions\n", nr_deletions);
 
 	kvm_vm_free(vm);
