@@ -97,7 +97,7 @@ and accesses that KVM makes on their behalf keep working meanwhile. If an
 entry fails, nothing happened.
 
 The memslot code behind it, and behind the ioctls that exist already, is
-written in Rust. CONFIG_KVM_RUST_MEMORY=n keeps the C code as it was.
+written in Rust. CONFIG_KVM_RUST_MEMORY=n keeps the C code.
 
 KVM_MAP_MEMORY stands on the same core. It populates guest memory for
 reads or writes, with contents if told so, and lets memslot updates
@@ -119,10 +119,12 @@ git -C "$check" status --porcelain --ignored >&2
 say "$(find "$OUT/series" -name '*.patch' | wc -l) mails in $OUT/series; git am takes them on Linux $version"
 
 # build NUMBER NAME FRAGMENT...: kvm.ko at a commit.
+declare -A configured
 build() {
 	local at=$1
 	shift
-	if configure "$@" && compile "$1" 100 arch/x86/kvm/kvm.ko arch/x86/kvm/kvm-amd.ko arch/x86/kvm/kvm-intel.ko; then
+	if grep -q Kconfig "$CACHE/series.touched"; then configured=(); fi
+	if { [[ -n ${configured[$1]:-} ]] || configure "$@"; } && configured[$1]=1 && compile "$1" 100 arch/x86/kvm/kvm{,-amd,-intel}.ko virt/lib/irqbypass.ko; then
 		return
 	fi
 	die "commit $at does not build $([[ $1 == c ]] && echo without || echo with) the core: $subject"
