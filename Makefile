@@ -5,7 +5,7 @@ B := tools/kvm/build
 FLAVOUR ?= rust
 # Not make's to expand.
 override CMD := $(value CMD)
-export CACHE KSRC TOOLCHAIN MIRROR JOBS OUT FLAVOUR SMP MEM SHARE CMD TIMEOUT ACCEL CONSOLE BUILD SIGNOFF
+export CACHE KSRC TOOLCHAIN MIRROR JOBS OUT FLAVOUR VENDOR SMP MEM SHARE FILES CMD TIMEOUT ACCEL CONSOLE BUILD SIGNOFF
 
 .PHONY: help demo bench test test-all host-test lint selftests upstream-selftests check-configs kernel vm apply unapply series \
 	shell clean
@@ -17,8 +17,10 @@ help: ## this list
 
 # Variables, for `make help`:
 #   FLAVOUR=rust|c|debug      ours; upstream's C from the same tree; ours with KASAN, lockdep and kmemleak
-#   SMP=2 MEM=4G              processors and memory of the test VM
+#   VENDOR=amd|intel          the VM's processor: SVM under QEMU, VMX under Bochs
+#   SMP=2 MEM=4G              processors and memory of the test VM (2G with VENDOR=intel)
 #   SHARE=DIR                 is mounted at /mnt/share in the VM
+#   FILES='...'               with VENDOR=intel: files that CMD needs and does not name
 #   ACCEL=kvm                 runs the VM on this machine's KVM, which must nest
 #   SIGNOFF=1                 adds your Signed-off-by to the patches of the series
 #   TIMEOUT=3600              seconds after which the VM is given up
