@@ -7,7 +7,7 @@ FLAVOUR ?= rust
 override CMD := $(value CMD)
 export CACHE KSRC TOOLCHAIN MIRROR JOBS OUT FLAVOUR VENDOR SMP MEM SHARE FILES CMD TIMEOUT ACCEL CONSOLE BUILD SIGNOFF
 
-.PHONY: help demo bench test test-all host-test lint selftests upstream-selftests check-configs kernel vm apply unapply series \
+.PHONY: help demo bench test test-all host-test lint selftests upstream-selftests test-intel check-configs kernel vm apply unapply series \
 	shell clean
 
 help: ## this list
@@ -54,6 +54,9 @@ selftests: ## our KVM selftests with FLAVOUR
 
 upstream-selftests: ## upstream's KVM selftests, C against Rust; a verdict that differs fails
 	@$B/selftests.sh upstream
+
+test-intel: ## our KVM selftests, and upstream's about memslots, on Intel's VMX under Bochs, Rust and C
+	@$B/selftests.sh intel
 
 check-configs: ## compile KVM in many configurations, for other architectures too; CONFIGS="rt cfi" takes these only
 	@$B/configs.sh $(CONFIGS)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # selftests.sh ours: our selftests with $FLAVOUR (rust or debug).
 # selftests.sh upstream: upstream's own with rust and c in one boot; a test whose verdicts differ fails.
+# selftests.sh intel: ours, and upstream's about memslots, on Intel's VMX; intel-short: some of ours, in one boot.
 . "$(dirname "$0")/lib.sh"
 
 # Upstream's tests that take too long where the hardware virtualisation is itself emulated: shortened by their own options.
@@ -157,7 +158,79 @@ upstream() {
 	return "$failed"
 }
 
+# Upstream's that run on Intel, shorter than elsewhere.
+INTEL_UPSTREAM=(set_memory_region_test pre_fault_memory_test "kvm_page_table_test -b 64M" "dirty_log_test -i 3 -I 10"
+	"memslot_perf_test -l 1 -s 64 -t 60")
+INTEL_SHORT=(x86/memory_region_list_{,order_,dirty_log_,switch_}test x86/map_memory_{args,mapping,huge}_test
+	shadow:x86/map_memory_args_test eptad:x86/memory_region_list_dirty_log_test)
+# These wait in a vCPU that takes no interrupt: with IF set, KVM would let it wait outside of the read section.
+INTEL_IF0='memory_region_list_(nested_access|access|held)_test|map_memory_(wait|race)_test'
+
+# intel_list FLAVOUR: both flavours run what needs no ioctl of ours.
+intel_list() {
+	printf '%s\n' "${WITH_C[@]}" "${INTEL_UPSTREAM[@]}" legacy:x86/hole_fault_test
+	[[ $1 == c ]] || {
+		our_list rust | grep -vx legacy:x86/hole_fault_test
+		printf 'eptad:x86/%s_test\n' memory_region_list_dirty_{log,race} map_memory_dirty
+	}
+}
+
+# intel_boots FLAVOUR <LIST: one line for each, "FLAVOUR TEST VERDICT SECONDS". A test that Bochs does not get through is
+# "hang", and the next boot goes on after it.
+intel_boots() {
+	local tests boot log=$LOG/intel-boot n
+	mapfile -t tests < <(sed -E "s#^x86/($INTEL_IF0)#if0:&#")
+	while ((${#tests[@]} > 0)); do
+		boot=("${tests[@]:0:12}")
+		FILES=$(printf '%s\n' "${boot[@]}" | sed -E "s#^([a-z0-9]+:)?([^ ]*).*#$IN_WORK/selftests/\2#" | sort -u | paste -sd' ')
+		export FILES
+		n=0
+		if ! printf '%s\n' "${boot[@]}" | VENDOR=intel MEM=2G TIMEOUT=900 run 240 "$1" >"$log"; then
+			n=$(wc -l <"$log")
+			# Either the kernel complained after all of them, or this is where it ended.
+			((n >= ${#boot[@]})) || echo "$1 ${boot[n]%% *} hang 0" >>"$log"
+			grep -q 'the kernel complained' "$COMPLAINT" && echo "$1 kernel complaint 0" >>"$log"
+		fi
+		cat "$log"
+		n=$(grep -cv complaint "$log")
+		((n > 0)) || return 1
+		tests=("${tests[@]:n}")
+	done
+}
+
+# intel_verdict TEST RUST C SECONDS: fails if the two differ; if both fail, it is taken for Bochs's.
+intel_verdict() {
+	local what="$1 on Intel: $2 with Rust${3:+, $3 with C}, ${4}s"
+	local log=$OUT/selftests/rust-${1//\//-}.log
+	case $2,${3:-none} in
+	pass,pass | pass,none) result pass "$what" ;;
+	skip,* | fail,fail | fail,timeout | fail,hang | timeout,fail | timeout,timeout | timeout,hang | hang,timeout | hang,hang)
+		result skip "$what" ;;
+	*) result fail "$what" "$log"; return 1 ;;
+	esac
+}
+
+intel() {
+	local test rust c seconds failed=0 log=$LOG/intel
+	compile rust c
+	: >"$log"
+	if [[ ${1:-} == short ]]; then
+		printf '%s\n' "${INTEL_SHORT[@]}" | intel_boots rust >>"$log" || failed=1
+	else
+		intel_list rust | intel_boots rust >>"$log" || failed=1
+		intel_list c | intel_boots c >>"$log" || failed=1
+	fi
+	! grep complaint "$log" || failed=1
+	while read -r test rust c seconds; do
+		[[ $c != - ]] || c=
+		intel_verdict "${test#if0:}" "$rust" "$c" "$seconds" || failed=1
+	done < <(awk '$2 != "kernel" { v[$2, $1] = $3; if (!($2 in s)) all[n++] = $2; s[$2] += $4 }
+		END { for (i = 0; i < n; i++) { t = all[i]; print t, v[t, "rust"] ? v[t, "rust"] : "none", v[t, "c"] ? v[t, "c"] : "-", s[t] } }' "$log")
+	return "$failed"
+}
+
 case ${1:-} in
-ours | upstream) "$1" ;;
-*) die "usage: selftests.sh ours|upstream" ;;
+ours | upstream | intel) "$1" ;;
+intel-short) intel short ;;
+*) die "usage: selftests.sh ours|upstream|intel|intel-short" ;;
 esac

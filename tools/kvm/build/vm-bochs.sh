@@ -11,7 +11,7 @@ boot() {
 	local net=() append=$1
 	# By its timestamp counter's nominal frequency, a second of the guest would take half a minute. With that of bochsrc's ips,
 	# it is one of Bochs's timers as well. (A triple fault, in place of a reset, ends Bochs.)
-	append+=" tsc=reliable clocksource=tsc tsc_early_khz=20000 reboot=t mitigations=off"
+	append+=" tsc=reliable clocksource=tsc tsc_early_khz=50000 reboot=t mitigations=off"
 	# A guest that Bochs never leaves (bochs-preload.c) stalls RCU: do not wait for TIMEOUT then.
 	append+=" rcupdate.rcu_cpu_stall_timeout=60 sysctl.kernel.panic_on_rcu_stall=1"
 	append+=" rdinit=$IN_SRC/tools/kvm/build/guest-run MACHINE=bochs"
