@@ -163,9 +163,6 @@ INTEL_UPSTREAM=(set_memory_region_test pre_fault_memory_test "kvm_page_table_tes
 	"memslot_perf_test -l 1 -s 64 -t 60")
 INTEL_SHORT=(x86/memory_region_list_{,order_,dirty_log_,switch_}test x86/map_memory_{args,mapping,huge}_test
 	shadow:x86/map_memory_args_test eptad:x86/memory_region_list_dirty_log_test)
-# These wait in a vCPU that takes no interrupt: with IF set, KVM would let it wait outside of the read section.
-INTEL_IF0='memory_region_list_(nested_access|access|held)_test|map_memory_(wait|race)_test'
-
 # intel_list FLAVOUR: both flavours run what needs no ioctl of ours.
 intel_list() {
 	printf '%s\n' "${WITH_C[@]}" "${INTEL_UPSTREAM[@]}" legacy:x86/hole_fault_test
@@ -179,7 +176,7 @@ intel_list() {
 # "hang", and the next boot goes on after it.
 intel_boots() {
 	local tests boot log=$LOG/intel-boot n
-	mapfile -t tests < <(sed -E "s#^x86/($INTEL_IF0)#if0:&#")
+	mapfile -t tests
 	while ((${#tests[@]} > 0)); do
 		boot=("${tests[@]:0:12}")
 		FILES=$(printf '%s\n' "${boot[@]}" | sed -E "s#^([a-z0-9]+:)?([^ ]*).*#$IN_WORK/selftests/\2#" | sort -u | paste -sd' ')
@@ -223,7 +220,7 @@ intel() {
 	! grep complaint "$log" || failed=1
 	while read -r test rust c seconds; do
 		[[ $c != - ]] || c=
-		intel_verdict "${test#if0:}" "$rust" "$c" "$seconds" || failed=1
+		intel_verdict "$test" "$rust" "$c" "$seconds" || failed=1
 	done < <(awk '$2 != "kernel" { v[$2, $1] = $3; if (!($2 in s)) all[n++] = $2; s[$2] += $4 }
 		END { for (i = 0; i < n; i++) { t = all[i]; print t, v[t, "rust"] ? v[t, "rust"] : "none", v[t, "c"] ? v[t, "c"] : "-", s[t] } }' "$log")
 	return "$failed"
