@@ -159,17 +159,24 @@ upstream() {
 }
 
 # Upstream's that run on Intel, shorter than elsewhere.
-INTEL_UPSTREAM=(set_memory_region_test pre_fault_memory_test "kvm_page_table_test -b 64M" "dirty_log_test -i 3 -I 10"
-	"memslot_perf_test -l 1 -s 64 -t 60")
+INTEL_UPSTREAM=(set_memory_region_test pre_fault_memory_test "kvm_page_table_test -b 64M" "dirty_log_test -i 3 -I 10")
+# Not run on Intel: these do not end under Bochs. The first two do not with C either.
+INTEL_SKIPPED=(
+	x86/hole_fault_test # from its first case on
+	memslot_perf_test # from "move inactive area" on
+	x86/memory_region_list_access_test # after two of 13 cases
+)
 INTEL_SHORT=(x86/memory_region_list_{,order_,dirty_log_,switch_}test x86/map_memory_{args,mapping,huge}_test
 	shadow:x86/map_memory_args_test eptad:x86/memory_region_list_dirty_log_test)
 # intel_list FLAVOUR: both flavours run what needs no ioctl of ours.
 intel_list() {
-	printf '%s\n' "${WITH_C[@]}" "${INTEL_UPSTREAM[@]}" legacy:x86/hole_fault_test
-	[[ $1 == c ]] || {
-		our_list rust | grep -vx legacy:x86/hole_fault_test
-		printf 'eptad:x86/%s_test\n' memory_region_list_dirty_{log,race} map_memory_dirty
-	}
+	{
+		printf '%s\n' "${WITH_C[@]}" "${INTEL_UPSTREAM[@]}"
+		if [[ $1 == rust ]]; then
+			our_list rust
+			printf 'eptad:x86/%s_test\n' memory_region_list_dirty_{log,race} map_memory_dirty
+		fi
+	} | grep -vE "^([a-z]+:)?($(printf '%s\n' "${INTEL_SKIPPED[@]}" | paste -sd'|'))( |\$)"
 }
 
 # intel_boots FLAVOUR <LIST: one line for each, "FLAVOUR TEST VERDICT SECONDS". A test that Bochs does not get through is
