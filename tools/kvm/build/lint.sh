@@ -9,10 +9,10 @@ export TERM=dumb
 "$(dirname "$0")/tree.sh" build
 cd "$SRC"
 tracked() { git -c safe.directory='*' ls-files -co --exclude-standard -- "$@" | while read -r f; do [[ ! -e $f ]] || echo "$f"; done; }
-mapfile -t c_files < <(tracked '*.c' '*.h' | grep -vE '^(tools/kvm|include/trace)/')
+mapfile -t c_files < <(tracked '*.c' '*.h' | grep -v '^include/trace/')
 mapfile -t trace_files < <(tracked 'include/trace/*')
 mapfile -t rust_files < <(tracked 'rust/*.rs')
-mapfile -t scripts < <(tracked tools/kvm/build .ci | grep -v '\.config$')
+mapfile -t scripts < <(tracked tools/kvm/build .ci | grep -vE '\.(config|c)$|/bochsrc$')
 tree=$IN_WORK/tree
 
 spdx() {

@@ -160,9 +160,9 @@ upstream() {
 
 # Upstream's that run on Intel, shorter than elsewhere.
 INTEL_UPSTREAM=(set_memory_region_test pre_fault_memory_test "kvm_page_table_test -b 64M" "dirty_log_test -i 3 -I 10")
-# Not run on Intel: these do not end under Bochs. The first two do not with C either.
+# Not run on Intel, and reported as skipped: these have not ended under Bochs so far. Why is not known.
 INTEL_SKIPPED=(
-	x86/hole_fault_test # from its first case on
+	x86/hole_fault_test # from its first case on, with C too
 	memslot_perf_test # from "move inactive area" on
 	x86/memory_region_list_access_test # after two of 13 cases
 )
@@ -225,6 +225,9 @@ intel() {
 		intel_list c | intel_boots c >>"$log" || failed=1
 	fi
 	! grep complaint "$log" || failed=1
+	[[ ${1:-} == short ]] || for test in "${INTEL_SKIPPED[@]}"; do
+		result skip "$test on Intel: does not end under Bochs"
+	done
 	while read -r test rust c seconds; do
 		[[ $c != - ]] || c=
 		intel_verdict "$test" "$rust" "$c" "$seconds" || failed=1
