@@ -14,12 +14,8 @@ failed=0
 
 # tree NAME: what the patches edit, and what makes it a Linux tree.
 tree() {
-	local f
-	mapfile -t patches < <(overlay_patches)
-	git apply --numstat "${patches[@]}" | cut -f3 | sort -u | while read -r f; do
-		mkdir -p "$tmp/$1/$(dirname "$f")"
-		cp "$base/$f" "$tmp/$1/$f"
-	done
+	mkdir "$tmp/$1"
+	copy_patched "$base" "$tmp/$1"
 	cp "$base/Makefile" "$tmp/$1/"
 }
 

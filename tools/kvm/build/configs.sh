@@ -45,11 +45,11 @@ check() {
 "$(dirname "$0")/toolchain.sh"
 lock
 "$(dirname "$0")/tree.sh" build
-# shellcheck disable=SC2046  # names are words
-(($# > 0)) || set -- $(basename -s .config "$here"/*.config | grep -vx x86)
+mapfile -t names < <(basename -s .config "$here"/*.config | grep -vx x86)
+(($# > 0)) || set -- "${names[@]}"
 failed=0
 for name in "$@"; do
-	[[ -f $here/$name.config ]] || die "no configuration '$name'" "there are: $(basename -s .config "$here"/*.config | grep -vx x86 | paste -sd' ')"
+	[[ -f $here/$name.config ]] || die "no configuration '$name'" "there are: ${names[*]}"
 	start=$SECONDS
 	if check "$name"; then
 		result pass "KVM compiles: $name, core $core, $(elapsed $((SECONDS - start)))"

@@ -132,6 +132,23 @@ overlay_files() {
 series_entries() { grep -vE '^(#|$)' "$SRC/patches/series" | sed "s|^|$SRC/patches/|"; }
 overlay_patches() { series_entries | grep '\.patch$'; }
 
+# copy_patched FROM TO: the files of a kernel tree that the patches edit, as far as FROM has them.
+copy_patched() {
+	local f patches
+	mapfile -t patches < <(overlay_patches)
+	git apply --numstat "${patches[@]}" | cut -f3 | sort -u | while read -r f; do
+		[[ ! -e $1/$f ]] || { mkdir -p "$2/$(dirname "$f")"; cp -p "$1/$f" "$2/$f"; }
+	done
+}
+
+# make_selftests NAME OUTPUT: KVM's selftests in $WORK/tree, with the headers that the build directory NAME exports. OUTPUT is as
+# a command in the toolchain sees it.
+make_selftests() {
+	inside make -C "$IN_WORK/tree" O="$IN_WORK/build/$1" LLVM=1 -j"$JOBS" headers_install &&
+		inside make -C "$IN_WORK/tree/tools/testing/selftests/kvm" ARCH=x86 OUTPUT="$2" -j"$JOBS" \
+			KHDR_INCLUDES="-isystem $IN_WORK/build/$1/usr/include"
+}
+
 # A hash of everything in the checkout that the test kernel is made from.
 overlay_key() {
 	{

@@ -34,9 +34,7 @@ compile() {
 	mkdir -p "$WORK/selftests"
 	rm -f "$WORK/selftests/.key"
 	{
-		inside make -C "$IN_WORK/tree" O="$IN_WORK/build/rust" LLVM=1 -j"$JOBS" headers_install &&
-			inside make -C "$IN_WORK/tree/tools/testing/selftests/kvm" ARCH=x86 OUTPUT="$IN_WORK/selftests" -j"$JOBS" \
-				KHDR_INCLUDES="-isystem $IN_WORK/build/rust/usr/include" &&
+		make_selftests rust "$IN_WORK/selftests" &&
 			cp "$WORK/tree/tools/testing/selftests/kvm/x86/"*.sh "$WORK/selftests/x86/"
 	} 2>&1 | progress "selftests" "$LOG/selftests.log" 300 || {
 		grep -nE -m 4 -A 8 '( error: |undefined reference|No space left)' "$LOG/selftests.log" >&2

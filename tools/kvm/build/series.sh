@@ -118,25 +118,21 @@ done <"$CACHE/series.files"
 git -C "$check" status --porcelain --ignored >&2
 say "$(find "$OUT/series" -name '*.patch' | wc -l) mails in $OUT/series; git am takes them on Linux $version"
 
-# build NUMBER NAME FRAGMENT...: kvm.ko at a commit.
+# build NUMBER NAME FRAGMENT...: kvm.ko at a commit. Configures only where that may come to something else.
 declare -A configured
 build() {
-	local at=$1
-	shift
-	if grep -q Kconfig "$CACHE/series.touched"; then configured=(); fi
-	if { [[ -n ${configured[$1]:-} ]] || configure "$@"; } && configured[$1]=1 && compile "$1" 100 arch/x86/kvm/kvm{,-amd,-intel}.ko virt/lib/irqbypass.ko; then
+	local at=$1 name=$2
+	if { [[ -n ${configured[$name]:-} ]] || configure "${@:2}"; } &&
+		compile "$name" 100 arch/x86/kvm/kvm{,-amd,-intel}.ko virt/lib/irqbypass.ko; then
+		configured[$name]=1
 		return
 	fi
-	die "commit $at does not build $([[ $1 == c ]] && echo without || echo with) the core: $subject"
+	die "commit $at does not build $([[ $name == c ]] && echo without || echo with) the core: $subject"
 }
 
 # selftests NUMBER: KVM's at a commit.
 selftests() {
-	{
-		kmake c headers_install &&
-			inside make -C "$IN_WORK/tree/tools/testing/selftests/kvm" ARCH=x86 OUTPUT="$IN_CACHE/series.selftests" \
-				LLVM=1 -j"$JOBS" KHDR_INCLUDES="-isystem $IN_WORK/build/c/usr/include"
-	} 2>&1 | progress "selftests" "$LOG/series-selftests.log" 300 ||
+	make_selftests c "$IN_CACHE/series.selftests" 2>&1 | progress "selftests" "$LOG/series-selftests.log" 300 ||
 		die "the selftests of commit $1 do not build, see $LOG/series-selftests.log: $subject"
 	rm -rf "$CACHE/series.selftests"
 	result pass "selftests of commit $1 build: $subject"
@@ -158,6 +154,7 @@ if [[ ${BUILD:-} == 1 ]]; then
 			selftests "$at"
 		fi
 		grep -qE '^(arch|include|rust|virt)/' "$CACHE/series.touched" || continue
+		! grep -q Kconfig "$CACHE/series.touched" || configured=()
 		build "$at" c base.config c.config
 		! grep -q rust/kvm/Kconfig "$tree/arch/x86/kvm/Kconfig" || build "$at" rust base.config
 		result pass "commit $at builds: $subject"

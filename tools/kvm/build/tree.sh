@@ -72,12 +72,10 @@ base() {
 
 # What keeps the patches from applying to $BASE: each hunk with its place, after all that does apply.
 what_fails() {
-	local dir=$WORK/port to p log bad=0
+	local dir=$WORK/port p log bad=0
 	rm -rf "$dir"
 	mkdir -p "$dir"
-	git apply --numstat "$@" | cut -f3 | sort -u | while read -r to; do
-		[[ ! -e $BASE/$to ]] || { mkdir -p "$dir/$(dirname "$to")"; cp -p "$BASE/$to" "$dir/$to"; }
-	done
+	copy_patched "$BASE" "$dir"
 	for p in "$@"; do
 		log=$(patch_tree "$dir" --reject --verbose "$p" 2>&1) && continue
 		((++bad))
@@ -92,9 +90,7 @@ stage() {
 	local stage=$1 from to patches version
 	version=$(version_of "$BASE")
 	mapfile -t patches < <(overlay_patches)
-	git apply --numstat "${patches[@]}" | cut -f3 | sort -u | while read -r to; do
-		[[ ! -e $BASE/$to ]] || { mkdir -p "$stage/$(dirname "$to")"; cp -p "$BASE/$to" "$stage/$to"; }
-	done
+	copy_patched "$BASE" "$stage"
 	patch_tree "$stage" "${patches[@]}" 2>/dev/null || {
 		what_fails "${patches[@]}" >&2
 		die "the patches do not apply to $BASE" "they are for an unmodified Linux $VERSION; this is Linux $version"
