@@ -24,10 +24,11 @@ spdx() {
 }
 
 # checkpatch does not know where the files of the overlay will be, that the sign-off comes with the series, nor the commits
-# of Linux that fixes name. It cannot read the macros of tracepoints.
+# of Linux that fixes name; nor is the tree a git repository, in which it would look for licences. It cannot read the macros of
+# tracepoints.
 checkpatch() {
 	local ignore=FILE_PATH_CHANGES,MISSING_SIGN_OFF,BAD_FIXES_TAG,UNKNOWN_COMMIT_ID
-	local cmd=(inside "$tree/scripts/checkpatch.pl" --root="$tree" --strict --quiet --no-summary --ignore) status=0
+	local cmd=(inside env GIT_DIR=/none "$tree/scripts/checkpatch.pl" --root="$tree" --strict --quiet --no-summary --ignore) status=0
 	mapfile -t patches < <(overlay_patches)
 	"${cmd[@]}" "$ignore" "${patches[@]/#$SRC/$IN_SRC}" || status=1
 	"${cmd[@]}" "$ignore" -f "${c_files[@]}" || status=1
