@@ -13,7 +13,7 @@ resolved() {
 	# shellcheck disable=SC2016  # the inner shell expands
 	inside bash -c '
 		comm -23 <(llvm-nm --undefined-only --format=just-symbols "$1/arch/x86/kvm/kvm.ko" | grep -E "^(kvm_|_R|rust_)" | sort -u) \
-			<({ llvm-nm --quiet --defined-only --format=just-symbols "$1"/rust/*.o
+			<({ llvm-nm --quiet --defined-only --format=just-symbols "$1"/rust/{,helpers/}*.o
 				grep -rhoE "EXPORT_SYMBOL\w*\(kvm_\w+" "$2/arch/x86" --include="*.c" | sed "s/.*(//"; } | sort -u)
 	' bash "$build" "$IN_WORK/tree" >"$log.missing" || return
 	! sed 's/^/not found: /' "$log.missing" | grep . >&2
