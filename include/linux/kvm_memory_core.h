@@ -42,6 +42,44 @@ struct kvm_memory_limits {
 	u32 flags;
 };
 
+/**
+ * struct kvm_memory_gfns - frames that a memslot update takes from the guest
+ * @start: first frame
+ * @end: end (exclusive)
+ * @as_id: address space
+ * @keep: take only write access, and leave the frames mapped
+ */
+struct kvm_memory_gfns {
+	gfn_t start;
+	gfn_t end;
+	u16 as_id;
+	bool keep;
+};
+
+/**
+ * struct kvm_memory_report - what a batch of memslot updates has done
+ * @entries: number of entries
+ * @changes: number of changes; a replacement is two
+ * @swaps: number of swaps
+ * @invalid: number of INVALID copies
+ * @kept: pages of removed memslots that were kept
+ * @gone: pages of removed memslots that are gone
+ * @duration_ns: how long it took
+ * @failed: the entry that is to blame for @error, or -1
+ * @error: 0 or a negative errno
+ */
+struct kvm_memory_report {
+	u32 entries;
+	u32 changes;
+	u32 swaps;
+	u32 invalid;
+	u64 kept;
+	u64 gone;
+	u64 duration_ns;
+	int failed;
+	int error;
+};
+
 /* rust/kvm/memslots/ioctl.rs, for C to call */
 int kvm_set_memory_region(struct kvm *kvm,
 			  const struct kvm_userspace_memory_region2 *mem);
@@ -67,6 +105,25 @@ int kvm_memory_gmem_bind(struct kvm *kvm, struct kvm_memory_slot *slot);
 void kvm_memory_gmem_unbind(struct kvm_memory_slot *slot);
 struct file *kvm_memory_gmem_file(struct kvm_memory_slot *slot);
 int kvm_memory_lock_slots_interruptible(struct kvm *kvm);
+
+/* rust/kvm/memslots/x86.c */
+/* Can memslots be removed and added without zapping what stays mapped? */
+bool kvm_arch_can_reshape_memslots(struct kvm *kvm);
+/* Take @n ranges of gfns, which only INVALID memslots map, from the guest. */
+void kvm_arch_take_gfns(struct kvm *kvm, const struct kvm_memory_gfns *gfns,
+			unsigned long n);
+/* Split huge pages in two parts of which one ends at @gfn, without a fault. */
+void kvm_arch_split_at(struct kvm *kvm, int as_id, gfn_t gfn);
+/* Undo that, where both parts are in @slot now. */
+void kvm_arch_join_at(struct kvm *kvm, const struct kvm_memory_slot *slot,
+		      gfn_t gfn);
+/* Make the mappings of gfns in @slot, which stops to log, huge again. */
+void kvm_arch_recover_huge_pages(struct kvm *kvm,
+				 const struct kvm_memory_slot *slot,
+				 gfn_t start, gfn_t end);
+/* Do for some gfns what FLAGS_ONLY does for a memslot that starts to log. */
+void kvm_arch_start_logging(struct kvm *kvm, const struct kvm_memory_slot *slot,
+			    gfn_t start, gfn_t end);
 
 /* rust/kvm/populate/ioctl.rs, for C to call */
 int kvm_vcpu_ioctl_map_memory(struct kvm_vcpu *vcpu, void __user *argp);

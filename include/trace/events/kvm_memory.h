@@ -5,31 +5,42 @@
 #if !defined(_TRACE_KVM_MEMORY_H) || defined(TRACE_HEADER_MULTI_READ)
 #define _TRACE_KVM_MEMORY_H
 
+#include <linux/kvm_memory_core.h>
 #include <linux/tracepoint.h>
 
 /* Once for each batch of memslot updates.  A single update is a batch of one. */
 TRACE_EVENT(kvm_memslot_batch,
-	TP_PROTO(unsigned int entries, unsigned int changes, unsigned int swaps,
-		 int error),
-	TP_ARGS(entries, changes, swaps, error),
+	TP_PROTO(const struct kvm_memory_report *report),
+	TP_ARGS(report),
 
 	TP_STRUCT__entry(
-		__field(unsigned int, entries)
-		__field(unsigned int, changes)
-		__field(unsigned int, swaps)
+		__field(u32, entries)
+		__field(u32, changes)
+		__field(u32, swaps)
+		__field(u32, invalid)
+		__field(u64, kept)
+		__field(u64, gone)
+		__field(u64, duration_ns)
+		__field(int, failed)
 		__field(int, error)
 	),
 
 	TP_fast_assign(
-		__entry->entries = entries;
-		__entry->changes = changes;
-		__entry->swaps = swaps;
-		__entry->error = error;
+		__entry->entries = report->entries;
+		__entry->changes = report->changes;
+		__entry->swaps = report->swaps;
+		__entry->invalid = report->invalid;
+		__entry->kept = report->kept;
+		__entry->gone = report->gone;
+		__entry->duration_ns = report->duration_ns;
+		__entry->failed = report->failed;
+		__entry->error = report->error;
 	),
 
-	TP_printk("entries %u changes %u swaps %u error %d",
+	TP_printk("entries %u changes %u swaps %u invalid %u kept %llu gone %llu duration_ns %llu failed %d error %d",
 		  __entry->entries, __entry->changes, __entry->swaps,
-		  __entry->error)
+		  __entry->invalid, __entry->kept, __entry->gone,
+		  __entry->duration_ns, __entry->failed, __entry->error)
 );
 
 /* Once for each list of memslots that becomes the active one. */

@@ -7,9 +7,9 @@
 //! * *prepare* ([`Prepared::new`]) allocates. Nothing is visible yet, and dropping [`Prepared`]
 //!   undoes it.
 //! * *commit* has three steps. [`Prepared::invalidate`] replaces every slot that is deleted or moved
-//!   with an INVALID copy, by one swap, and flushes the mappings of these slots. Page faults on
-//!   INVALID slots retry, while KVM's own accesses continue through the copies. A batch without such
-//!   slots skips this step. [`Invalidated::publish`] makes the final slots the active ones, by one
+//!   with an INVALID copy, by one swap, and takes from the guest what goes. Page faults on INVALID
+//!   slots retry, while KVM's own accesses continue through the copies. A batch in which nothing goes
+//!   skips this step. [`Invalidated::publish`] makes the final slots the active ones, by one
 //!   swap. [`Published::finish`] updates the VM's counts, calls the architecture, and frees.
 //!
 //! [`Invalidated::publish`]: super::changes::Invalidated::publish
@@ -36,7 +36,14 @@ use super::{
     view::ActiveSlots, //
 };
 
-use kernel::prelude::*;
+use kernel::{
+    bindings::kvm_memory_report,
+    prelude::*,
+    time::{
+        Instant,
+        Monotonic, //
+    }, //
+};
 
 /// Number of entries from which an index of all slots costs less than looking up each entry's slot
 /// in the hash table. The exact value is uncritical: near it, both are fast.
@@ -57,34 +64,43 @@ pub(super) fn run(
     memfd: Option<GuestMemfd>,
     scratch: Scratch<'_>,
 ) -> Result {
+    let start = Instant::<Monotonic>::now();
     let swaps = slots.swaps();
-    let mut changes = 0;
-    let result = carry_out(slots, entries, origin, memfd, scratch, &mut changes);
-    let swaps = slots.swaps().wrapping_sub(swaps);
-    slots.trace_batch(entries.len(), changes, swaps, result);
+    let mut report = kvm_memory_report {
+        entries: entries.len() as u32,
+        failed: -1,
+        ..Default::default()
+    };
+    let result = carry_out(slots, entries, origin, memfd, scratch, &mut report);
+    report.swaps = slots.swaps().wrapping_sub(swaps) as u32;
+    report.duration_ns = start.elapsed().as_nanos() as u64;
+    report.error = result.err().map_or(0, |error| error.to_errno());
+    slots.trace_batch(&report);
     result
 }
 
-/// The phases of [`run`]. Sets `changes` to the number of changes once it is known.
+/// The phases of [`run`]. Sets in `report` what is known about the batch.
 fn carry_out(
     slots: &SlotsLocked<'_>,
     entries: &[Entry],
     origin: Origin,
     memfd: Option<GuestMemfd>,
     scratch: Scratch<'_>,
-    changes: &mut usize,
+    report: &mut kvm_memory_report,
 ) -> Result {
     let prepared = {
         // Both are dropped before the first step that frees slots.
         let active = ActiveSlots::new(slots, entries.len() >= INDEX_FROM)?;
-        let plan = check::check(&active, entries, origin, scratch)
-            .map_err(|refused| Error::from(refused.error))?;
+        let plan = check::check(&active, entries, origin, scratch).map_err(|refused| {
+            report.failed = refused.index as i32;
+            Error::from(refused.error)
+        })?;
         if plan.net_changes().next().is_none() {
             return Ok(());
         }
-        Prepared::new(&active, &plan, memfd)?
+        Prepared::new(&active, &plan, memfd, origin == Origin::List)?
     };
-    *changes = prepared.len();
+    prepared.report(report);
     prepared.invalidate()?.publish().finish();
     Ok(())
 }

@@ -9,6 +9,9 @@
 //! Plan --prepare--> Prepared --invalidate--> Invalidated --publish--> Published --finish--> ()
 //! ```
 //!
+//! A batch that reshapes slots ([`super::reshape`]) and takes no frames from the guest needs no INVALID
+//! copies.
+//!
 //! A step that changes lists changes the inactive ones, swaps, and then changes the others in the
 //! same way. So between steps both lists of an address space contain the same slots. Nothing else
 //! in the core changes lists, or frees slots that were in them.
@@ -19,7 +22,10 @@ use super::{
         Plan,
         Relog, //
     },
-    dirty,
+    items::{
+        Item,
+        Items, //
+    },
     locks::{
         ArchLocked,
         SlotsLocked, //
@@ -29,10 +35,7 @@ use super::{
         NewSlot, //
     },
     old_slot::OldSlot,
-    slot::{
-        Slot,
-        SlotBox, //
-    },
+    reshape::Reshape,
     types::Change,
     view::ActiveSlots, //
 };
@@ -43,148 +46,25 @@ use kernel::{
     prelude::*, //
 };
 
-/// One change of the lists. `invalid` is the INVALID copy of `old`.
-enum Item<'vm> {
-    Create {
-        new: NewSlot<'vm>,
-    },
-    Delete {
-        old: OldSlot,
-        invalid: SlotBox,
-    },
-    Move {
-        old: OldSlot,
-        invalid: SlotBox,
-        new: NewSlot<'vm>,
-        relog: Relog,
-    },
-    FlagsOnly {
-        old: OldSlot,
-        new: NewSlot<'vm>,
-        relog: Relog,
-    },
-}
-
-impl<'vm> Item<'vm> {
-    /// Returns the slot that is deleted or moved, and its INVALID copy.
-    fn invalidated(&self) -> Option<(Slot<'_>, Slot<'_>)> {
-        match self {
-            Item::Delete { old, invalid } | Item::Move { old, invalid, .. } => {
-                Some((old.slot(), invalid.slot()))
-            }
-            Item::Create { .. } | Item::FlagsOnly { .. } => None,
-        }
-    }
-
-    /// Returns the slot that the batch adds.
-    fn successor(&self) -> Option<&NewSlot<'vm>> {
-        match self {
-            Item::Create { new } | Item::Move { new, .. } | Item::FlagsOnly { new, .. } => {
-                Some(new)
-            }
-            Item::Delete { .. } => None,
-        }
-    }
-
-    /// Returns the address space as a mask.
-    fn as_bit(&self) -> u32 {
-        let slot = match self {
-            Item::Delete { old, .. } => old.slot(),
-            Item::Create { new } | Item::Move { new, .. } | Item::FlagsOnly { new, .. } => {
-                new.slot()
-            }
-        };
-        1 << slot.id().as_id
-    }
-}
-
-/// The changes of a batch.
-///
-/// # Invariants
-///
-/// Each slot in the lists occurs at most once. The slots that the items add overlap neither each
-/// other nor the slots that stay in the lists.
-struct Items<'vm>(KVVec<Item<'vm>>);
-
-impl<'vm> Items<'vm> {
-    /// Returns the mask of the address spaces in which a slot is deleted or moved.
-    fn invalidated_spaces(&self) -> u32 {
-        let gone = self.0.iter().filter(|item| item.invalidated().is_some());
-        gone.fold(0, |mask, item| mask | item.as_bit())
-    }
-
-    /// Returns the mask of the address spaces that change.
-    fn spaces(&self) -> u32 {
-        self.0.iter().fold(0, |mask, item| mask | item.as_bit())
-    }
-
-    /// In the inactive lists, replaces the slots that are deleted or moved with their INVALID
-    /// copies, or if `back` the copies with the slots.
-    ///
-    /// # Safety
-    ///
-    /// The inactive lists contain what is replaced. If the next swap publishes them, the current
-    /// task holds slots_arch_lock.
-    unsafe fn put_copies(&self, slots: &SlotsLocked<'_>, back: bool) {
-        for (old, invalid) in self.0.iter().filter_map(Item::invalidated) {
-            let (from, to) = if back { (invalid, old) } else { (old, invalid) };
-            // SAFETY: No reader sees the inactive list, and `slots` proves that slots_lock is held.
-            // The caller guarantees that `from` is in the list; `to` maps the same frames, so that
-            // it is not, and overlaps nothing else. The batch frees neither before it is out of the
-            // lists.
-            unsafe { slots.inactive(old.id().as_id).replace(Some(from), Some(to)) };
-        }
-    }
-
-    /// Puts the final slots in the inactive lists, after removing the INVALID copies: slots in a
-    /// list must not overlap.
-    ///
-    /// # Safety
-    ///
-    /// The inactive lists contain the INVALID copies, and the old slots of which only the flags
-    /// change. If the next swap publishes the lists, the current task holds slots_arch_lock.
-    unsafe fn put_final(&self, slots: &SlotsLocked<'_>) {
-        for (_, invalid) in self.0.iter().filter_map(Item::invalidated) {
-            // SAFETY: No reader sees the inactive list, and `slots` proves that slots_lock is held.
-            // The caller guarantees that the copy is in the list.
-            unsafe {
-                slots
-                    .inactive(invalid.id().as_id)
-                    .replace(Some(invalid), None)
-            };
-        }
-        for item in &self.0 {
-            let old = match item {
-                Item::FlagsOnly { old, .. } => Some(old.slot()),
-                _ => None,
-            };
-            if let Some(new) = item.successor().map(NewSlot::slot) {
-                // SAFETY: No reader sees the inactive list, and `slots` proves that slots_lock is
-                // held. The caller guarantees that the old slot, if there is one, is in the list. By
-                // the type invariant the new one overlaps nothing that stays. When the batch ends,
-                // it leaves the new one to the lists.
-                unsafe { slots.inactive(new.id().as_id).replace(old, Some(new)) };
-            }
-        }
-    }
-}
-
 /// A batch that has allocated everything. The lists have not changed. Dropping it undoes it.
 #[must_use]
 pub(super) struct Prepared<'a, 'vm> {
     items: Items<'vm>,
+    reshape: Reshape,
     arch: ArchLocked<'a, 'vm>,
 }
 
 impl<'a, 'vm> Prepared<'a, 'vm> {
     /// Prepares the changes of `plan`, which was made from `slots`: new slots, INVALID copies, dirty
-    /// bitmaps, the architecture's data, the binding to `memfd`.
+    /// bitmaps, the architecture's data, the binding to `memfd`. Slots are only reshaped if
+    /// `may_reshape`.
     ///
     /// Fails with the error of an allocation, of the architecture's hook or of the guest_memfd.
     pub(super) fn new(
         slots: &ActiveSlots<'a, 'vm>,
         plan: &Plan<'_, ActiveSlots<'a, 'vm>>,
         memfd: Option<GuestMemfd>,
+        may_reshape: bool,
     ) -> Result<Self> {
         let locked = slots.locked();
         let arch = locked.lock_arch();
@@ -197,8 +77,7 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
                 unsafe { OldSlot::new(slots.find(net.slot).ok_or(EIO)?) }
             };
             if let NetKind::Delete | NetKind::Replace(_) = net.kind {
-                let old = old()?;
-                let invalid = SlotBox::invalid_copy(old.slot(), &arch)?;
+                let (old, invalid) = (old()?, None);
                 items.push(Item::Delete { old, invalid }, GFP_KERNEL_ACCOUNT)?;
             }
             let item = match net.kind {
@@ -217,7 +96,7 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
                     let mut new = NewSlot::new(locked, net.slot, mapping, Some(old.slot()), relog)?;
                     new.prepare_arch(&arch, Some(old.slot()), Change::Move)?;
                     Item::Move {
-                        invalid: SlotBox::invalid_copy(old.slot(), &arch)?,
+                        invalid: None,
                         old,
                         new,
                         relog,
@@ -234,15 +113,26 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
         }
         // INVARIANT: The plan has at most one net change for each slot. Its check has found no
         // overlap, and slots_lock has been held since.
+        let mut items = Items(items);
+        let in_place = may_reshape && items.can_reshape(&arch);
+        let reshape = items.compare(locked, in_place)?;
+        if !in_place || !reshape.taken.is_empty() {
+            items.copy_invalid(&arch)?;
+        }
         Ok(Self {
-            items: Items(items),
+            items,
+            reshape,
             arch,
         })
     }
 
-    /// Returns the number of changes. A replacement counts as two.
-    pub(super) fn len(&self) -> usize {
-        self.items.0.len()
+    /// Reports what the batch is going to do.
+    pub(super) fn report(&self, report: &mut bindings::kvm_memory_report) {
+        let invalid = self.items.0.iter().filter_map(Item::invalidated);
+        report.changes = self.items.0.len() as u32;
+        report.invalid = invalid.count() as u32;
+        report.kept = self.reshape.kept_pages;
+        report.gone = self.reshape.gone_pages;
     }
 
     /// Replaces all slots that are deleted or moved with INVALID copies, in both lists, by one swap,
@@ -252,22 +142,33 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
     pub(super) fn invalidate(self) -> Result<Invalidated<'a, 'vm>> {
         let Self {
             mut items,
+            reshape,
             mut arch,
         } = self;
         let spaces = items.invalidated_spaces();
         if spaces == 0 {
-            return Ok(Invalidated { items, arch });
+            return Ok(Invalidated {
+                items,
+                reshape,
+                arch,
+            });
         }
 
         // SAFETY: No step has changed the lists, so that both contain the old slots. `arch` proves
         // that slots_arch_lock is held.
         unsafe { items.put_copies(arch.slots(), false) };
         let slots = arch.swap(spaces);
+        slots.count_window(items.0.iter().filter_map(Item::invalidated).count());
         // SAFETY: The lists that were active until the swap have not changed, so that they contain
         // the old slots. The next swap does not happen before slots_arch_lock is taken again.
         unsafe { items.put_copies(slots, false) };
-        let gone = items.0.iter().filter_map(Item::invalidated);
-        slots.flush(gone.map(|(old, _)| old));
+        if reshape.in_place {
+            // Splitting comes first: taking a part of a huge page would take all of it.
+            reshape.split_edges(slots);
+            slots.take(&reshape.taken);
+        } else {
+            slots.flush(items.0.iter().filter_map(Item::removed));
+        }
 
         arch = slots.lock_arch();
         if let Err(error) = items.refresh(&arch) {
@@ -281,43 +182,11 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
             unsafe { items.put_copies(slots, true) };
             return Err(error);
         }
-        Ok(Invalidated { items, arch })
-    }
-}
-
-impl<'vm> Items<'vm> {
-    /// Brings the architecture's data of all slots up to date. While slots_arch_lock was free, a
-    /// vCPU may have made the VM's first shadow root, or an external page tracker registered.
-    ///
-    /// Fails with `ENOMEM`, or with `EINVAL` if the page tracker forbids a move.
-    fn refresh(&mut self, arch: &ArchLocked<'_, 'vm>) -> Result {
-        // This cannot fail and comes first, because a roll-back puts these slots back.
-        for (old, invalid) in self.0.iter().filter_map(Item::invalidated) {
-            // SAFETY: The lists contain the copy instead of the old slot, and the swap has waited
-            // for readers that had found the old slot.
-            unsafe { old.copy_arch(invalid, arch) };
-        }
-        for item in &mut self.0 {
-            match item {
-                // SAFETY: The final slots are in no list yet, so that no reader sees this one.
-                Item::FlagsOnly { old, new, .. } => unsafe {
-                    new.slot().copy_arch(old.slot(), arch);
-                },
-                Item::Create { new } => new.refresh_arch(arch)?,
-                Item::Move { new, .. } => {
-                    // An external page tracker, which forbids moves, may have registered.
-                    if !arch
-                        .slots()
-                        .arch_allows(Change::Move, new.slot().mapping().gfns)
-                    {
-                        return Err(EINVAL);
-                    }
-                    new.refresh_arch(arch)?;
-                }
-                Item::Delete { .. } => {}
-            }
-        }
-        Ok(())
+        Ok(Invalidated {
+            items,
+            reshape,
+            arch,
+        })
     }
 }
 
@@ -326,6 +195,7 @@ impl<'vm> Items<'vm> {
 #[must_use]
 pub(super) struct Invalidated<'a, 'vm> {
     items: Items<'vm>,
+    reshape: Reshape,
     arch: ArchLocked<'a, 'vm>,
 }
 
@@ -333,21 +203,22 @@ impl<'a, 'vm> Invalidated<'a, 'vm> {
     /// Publishes the final slots by one swap, carries dirty bits to them, and puts them in the lists
     /// that were active.
     pub(super) fn publish(self) -> Published<'a, 'vm> {
-        let Self { items, arch } = self;
+        let Self {
+            items,
+            reshape,
+            arch,
+        } = self;
         // SAFETY: Both lists contain the copies, from invalidate(), and the other old slots, which
         // no step has replaced. `arch` proves that slots_arch_lock is held.
         unsafe { items.put_final(arch.slots()) };
         let slots = arch.swap(items.spaces());
 
-        // The lists that were active still contain the INVALID copies. An address space in which no
-        // slot is deleted or moved has none.
-        for item in &items.0 {
-            if let Item::Create { new } | Item::Move { new, .. } = item {
-                for as_id in 0..slots.limits().address_spaces {
-                    dirty::carry(slots.inactive(as_id), new.slot());
-                }
-            }
-        }
+        items.settle(slots, &reshape);
+        slots.count_pages(
+            reshape.kept_pages,
+            reshape.gone_pages,
+            reshape.zapped_pages(slots),
+        );
         // SAFETY: The lists that were active until the swap have not changed, so that they contain
         // the copies and the other old slots. No swap of this batch follows.
         unsafe { items.put_final(slots) };
@@ -379,6 +250,13 @@ impl Published<'_, '_> {
                 Item::Move { .. } | Item::FlagsOnly { .. } => {}
             }
         }
+        // A CPU that logs dirty pages must not stop because no slot logs between two hooks: creations
+        // come first.
+        for item in &items.0 {
+            if let Item::Create { new } = item {
+                slots.commit(None, Some(new.slot()), Change::Create);
+            }
+        }
         for item in &items.0 {
             if let Item::Delete { old, .. } = item {
                 slots.commit(Some(old.slot()), None, Change::Delete);
@@ -390,10 +268,7 @@ impl Published<'_, '_> {
                 // that had found others. A deleted slot shares resources with its INVALID copy only,
                 // which frees none of them.
                 Item::Delete { old, .. } => unsafe { old.free_with_resources(slots) },
-                Item::Create { new } => {
-                    slots.commit(None, Some(new.slot()), Change::Create);
-                    new.leak();
-                }
+                Item::Create { new } => new.leak(),
                 Item::Move {
                     old, new, relog, ..
                 } => replaced(slots, old, new, relog, Change::Move),

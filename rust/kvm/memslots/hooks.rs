@@ -4,7 +4,10 @@
 //! statistics, and tracing.
 
 use super::{
-    locks::SlotsLocked,
+    locks::{
+        ArchLocked,
+        SlotsLocked, //
+    },
     slot::Slot,
     types::{
         Change,
@@ -12,13 +15,16 @@ use super::{
     }, //
 };
 
-use crate::types::GfnRange;
+use crate::types::{
+    Gfn,
+    GfnRange, //
+};
+
 use core::ptr::null_mut;
 
 use kernel::{
     bindings,
     error::to_result,
-    prelude::*,
     sync::atomic::{
         Atomic,
         Relaxed, //
@@ -74,6 +80,57 @@ impl SlotsLocked<'_> {
         unsafe { bindings::kvm_arch_guest_memory_reclaimed(kvm) };
     }
 
+    /// Removes the mappings of `gfns`, or the write access of these, from the second-level page
+    /// tables. Readers see the slots that map the frames as INVALID, so that no new mapping is made.
+    pub(super) fn take(&self, gfns: &[bindings::kvm_memory_gfns]) {
+        // SAFETY: The VM is not freed, and `self` proves that slots_lock is held. `gfns` points to as
+        // many ranges as its length says.
+        unsafe { bindings::kvm_arch_take_gfns(self.as_ptr(), gfns.as_ptr(), gfns.len()) };
+    }
+
+    /// Splits the huge pages of address space `as_id` that map frames on both sides of `edge`.
+    pub(super) fn split_at(&self, as_id: u16, edge: Gfn) {
+        // SAFETY: The VM is not freed.
+        unsafe { bindings::kvm_arch_split_at(self.as_ptr(), as_id.into(), edge.0) };
+    }
+
+    /// Undoes a split at `edge`, which is inside of `slot`, where that had been a huge page. `slot` does
+    /// not log.
+    pub(super) fn join_at(&self, slot: Slot<'_>, edge: Gfn) {
+        // SAFETY: The VM is not freed. By the invariant of `Slot` the slot is allocated. Slots in the
+        // lists have the architecture's data.
+        unsafe { bindings::kvm_arch_join_at(self.as_ptr(), slot.as_ptr(), edge.0) };
+    }
+
+    /// Makes the mappings of `gfns` in `slot`, which does not log, huge again where they can be.
+    pub(super) fn recover_huge_pages(&self, slot: Slot<'_>, gfns: GfnRange) {
+        let (start, end) = (gfns.start.0, gfns.end.0);
+        // SAFETY: The VM is not freed. By the invariant of `Slot` the slot is allocated. Slots in the
+        // lists have the architecture's data.
+        unsafe {
+            bindings::kvm_arch_recover_huge_pages(self.as_ptr(), slot.as_ptr(), start, end);
+        }
+    }
+
+    /// Has writes to `gfns`, which `slot` maps, logged from now on.
+    pub(super) fn start_logging(&self, slot: Slot<'_>, gfns: GfnRange) {
+        let (start, end) = (gfns.start.0, gfns.end.0);
+        // SAFETY: The VM is not freed, and `self` proves that slots_lock is held. By the invariant of
+        // `Slot` the slot is allocated.
+        unsafe { bindings::kvm_arch_start_logging(self.as_ptr(), slot.as_ptr(), start, end) };
+    }
+
+    /// Returns how many pages [`Self::flush`] flushes for slots that have `npages` pages.
+    pub(super) fn flushed_pages(&self, npages: u64) -> u64 {
+        // SAFETY: The VM is not freed.
+        let is_global = unsafe { bindings::kvm_arch_flush_shadow_is_global(self.as_ptr()) };
+        match (npages, is_global) {
+            (0, _) => 0,
+            (_, true) => self.nr_pages(),
+            (npages, false) => npages,
+        }
+    }
+
     /// Completes one change: updates the number of slots that log dirty pages, and calls the
     /// architecture. No list contains `old` any more.
     pub(super) fn commit(&self, old: Option<Slot<'_>>, new: Option<Slot<'_>>, change: Change) {
@@ -91,6 +148,13 @@ impl SlotsLocked<'_> {
                 change.as_kvm_mr_change(),
             )
         };
+    }
+
+    /// Returns whether vCPUs have dirty rings.
+    pub(super) fn has_dirty_ring(&self) -> bool {
+        // SAFETY: The VM is not freed. The size is set before the VM has vCPUs or memslots, and does
+        // not change after that.
+        unsafe { (*self.as_ptr()).dirty_ring_size != 0 }
     }
 
     /// Returns the number of pages in all slots of all address spaces.
@@ -132,15 +196,46 @@ impl SlotsLocked<'_> {
         }
     }
 
+    /// Counts a batch that has published its INVALID copies.
+    pub(super) fn count_window(&self, copies: usize) {
+        // SAFETY: The VM is not freed. Statistics of memslots change under slots_lock only, which
+        // `self` proves to be held; clearing them through debugfs may race with it.
+        unsafe {
+            (*self.as_ptr()).stat.generic.memslot_windows += 1;
+            (*self.as_ptr()).stat.generic.memslot_invalid_copies += copies as u64;
+        }
+    }
+
+    /// Counts the pages of the slots that a batch has removed: those that were kept and those that
+    /// are gone, and how many the guest has lost its mappings of.
+    pub(super) fn count_pages(&self, kept: u64, gone: u64, zapped: u64) {
+        // SAFETY: The VM is not freed. Statistics of memslots change under slots_lock only, which
+        // `self` proves to be held; clearing them through debugfs may race with it.
+        unsafe {
+            let stat = &raw mut (*self.as_ptr()).stat.generic;
+            (*stat).memslot_kept_pages += kept;
+            (*stat).memslot_gone_pages += gone;
+            (*stat).memslot_zapped_pages += zapped;
+        }
+    }
+
     /// Traces a batch that has completed or failed.
-    pub(super) fn trace_batch(&self, entries: usize, changes: usize, swaps: u64, result: Result) {
-        let error = result.err().map_or(0, |error| error.to_errno());
-        // SAFETY: The tracepoint takes integers only.
-        unsafe { kvm_memslot_batch(entries as u32, changes as u32, swaps as u32, error) };
+    pub(super) fn trace_batch(&self, report: &bindings::kvm_memory_report) {
+        // SAFETY: The tracepoint reads from the report, which outlives the call.
+        unsafe { kvm_memslot_batch(report) };
+    }
+}
+
+impl ArchLocked<'_, '_> {
+    /// Returns whether the architecture can reshape slots: whether mappings may stay when the slots
+    /// that they were made from are replaced. It does not change while slots_arch_lock is held.
+    pub(super) fn can_reshape(&self) -> bool {
+        // SAFETY: The VM is not freed, and `self` proves that slots_arch_lock is held.
+        unsafe { bindings::kvm_arch_can_reshape_memslots(self.slots().as_ptr()) }
     }
 }
 
 kernel::tracepoint::declare_trace! {
     /// A batch has completed or failed.
-    unsafe fn kvm_memslot_batch(entries: u32, changes: u32, swaps: u32, error: i32);
+    unsafe fn kvm_memslot_batch(report: *const bindings::kvm_memory_report);
 }

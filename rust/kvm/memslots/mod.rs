@@ -12,17 +12,20 @@
 //! |---|---|
 //! | `ioctl.rs` | the functions that C calls |
 //! | `batch.rs` | the phases of a batch, in their order |
-//! | `changes.rs` | the changes of a batch: prepare and commit |
+//! | `changes.rs` | prepare and commit |
+//! | `items.rs` | the changes of a batch: slots that it adds and removes |
 //! | `new_slot.rs`, `old_slot.rs` | a slot that a batch adds, one that it removes |
 //! | `dirty.rs` | carrying dirty bits to the slots that a batch adds |
+//! | `reshape.rs` | what a batch does about frames that stay, and about those that go |
 //! | `view.rs` | the active slots, as check looks at them |
 //! | `check.rs`, `rank_set.rs` | what each entry means, or why it is refused; pure |
+//! | `frames.rs` | which frames stay where they are; pure |
 //! | `swap.rs` | the two lists of each address space, and the swap |
 //! | `hooks.rs` | the architecture's hooks, the VM's counts, tracing |
 //! | `list.rs`, `slot.rs` | C's lists and slots |
 //! | `locks.rs` | the locks, as proof of what their holder may do |
 //! | `types.rs` | slot ids, flags, mappings, entries; pure |
-//! | `seam.c` | C macros and inline functions |
+//! | `seam.c`, `x86.c` | C macros and inline functions; second-level page tables of x86 |
 //!
 //! Each file uses only those below it in this table.
 
@@ -30,13 +33,16 @@ mod batch;
 mod changes;
 pub mod check;
 mod dirty;
+pub mod frames;
 mod hooks;
 pub mod ioctl;
+mod items;
 mod list;
 pub(crate) mod locks;
 mod new_slot;
 mod old_slot;
 pub mod rank_set;
+mod reshape;
 mod slot;
 mod swap;
 pub mod types;

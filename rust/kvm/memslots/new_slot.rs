@@ -20,7 +20,10 @@ use super::{
     }, //
 };
 
-use crate::vm::Vm;
+use crate::{
+    types::GfnRange,
+    vm::Vm, //
+};
 
 use core::{
     mem::ManuallyDrop,
@@ -123,6 +126,24 @@ impl<'vm> NewSlot<'vm> {
 
     pub(super) fn slot(&self) -> Slot<'_> {
         self.slot.slot()
+    }
+
+    /// Clears the dirty bits of `gfns`, which the slot maps, before any reader sees it. Does nothing
+    /// if the slot has no bitmap of its own.
+    pub(super) fn clear_dirty(&mut self, gfns: GfnRange) {
+        let slot = self.slot();
+        let own = slot.mapping().gfns;
+        if !self.owns_bitmap
+            || slot.dirty_bitmap().is_null()
+            || own.intersection(gfns) != Some(gfns)
+        {
+            return;
+        }
+        let (start, npages) = (gfns.start.0 - own.start.0, gfns.end.0 - gfns.start.0);
+        // SAFETY: The bitmap has a bit for each page of the slot, at most i32::MAX of them, and the
+        // slot contains `gfns`. By the type invariant no other slot has the bitmap, and no reader
+        // sees this one.
+        unsafe { bindings::__bitmap_clear(slot.dirty_bitmap(), start as u32, npages as i32) };
     }
 
     /// Calls the architecture to make its data for the slot: new data, or for FLAGS_ONLY the data

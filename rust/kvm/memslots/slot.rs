@@ -110,11 +110,6 @@ impl Slot<'_> {
         }
     }
 
-    /// Returns whether this is an INVALID copy.
-    pub(super) fn is_invalid(self) -> bool {
-        self.mapping().flags.intersects(INVALID)
-    }
-
     pub(super) fn logs_dirty(self) -> bool {
         self.mapping().flags.contains(SlotFlags::LOG_DIRTY)
     }

@@ -14,6 +14,7 @@ pub mod types;
 #[path = "../../../../rust/kvm/memslots"]
 pub mod memslots {
     pub mod check;
+    pub mod frames;
     pub mod rank_set;
     pub mod types;
 }

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `entry_rules.rs`, `list_rules.rs` | the rules of `check.rs`, one by one |
 //! | `random_lists.rs` | `check.rs` against the oracle, on random lists |
+//! | `frames.rs` | `frames.rs` against a table of frames, on random slots |
 //! | `cost.rs` | how many look-ups `check.rs` needs |
 //! | `swap.rs` | the order of the steps in `changes.rs`, under all interleavings |
 //!
@@ -14,6 +15,7 @@
 mod cost;
 mod entry_rules;
 mod fixture;
+mod frames;
 mod judge;
 mod list_rules;
 mod oracle;

@@ -58,9 +58,11 @@ static void write_pages(struct kvm_vcpu *vcpu, const int *pages)
 #define guest_writes(vcpu, ...)						\
 	write_pages(vcpu, (const int []) { __VA_ARGS__, NONE })
 
-static void check_log(struct dirty_log_test *test, u32 slot, int nr, bool all,
-		      const int *pages)
+/* @new_nr pages from @new_first on have not been logged before. */
+static void check_log(struct dirty_log_test *test, u32 slot, int nr,
+		      int new_first, int new_nr, const int *pages)
 {
+	bool initially_set = test->manual_protect & KVM_DIRTY_LOG_INITIALLY_SET;
 	DECLARE_BITMAP(want, NR_PAGES);
 	DECLARE_BITMAP(log, NR_PAGES);
 	int i;
@@ -68,30 +70,28 @@ static void check_log(struct dirty_log_test *test, u32 slot, int nr, bool all,
 	bitmap_zero(want, NR_PAGES);
 	for (; *pages != NONE; pages++)
 		__set_bit(*pages, want);
+	for (i = new_first; initially_set && i < new_first + new_nr; i++)
+		__set_bit(i, want);
 
 	harvest(test, slot, nr, log);
 	for (i = 0; i < nr; i++)
-		TEST_ASSERT(test_bit(i, log) == (all || test_bit(i, want)),
+		TEST_ASSERT(test_bit(i, log) == test_bit(i, want),
 			    "Slot %u, page %d is %s", slot, i,
 			    test_bit(i, log) ? "dirty" : "clean");
 }
 
-static void check_new_log(struct dirty_log_test *test, u32 slot, int nr,
-			  const int *pages)
-{
-	bool all = test->manual_protect & KVM_DIRTY_LOG_INITIALLY_SET;
-
-	check_log(test, slot, nr, all, pages);
-}
-
 /*
- * Checks which pages of the slot are dirty, and clears its log.  All pages of a new
- * slot may be dirty.
+ * Checks which pages of the slot are dirty, and clears its log.  Depending on the
+ * mode, pages that have not been logged before are dirty, too: all pages of the slot,
+ * or @new_nr pages from @new_first on.
  */
 #define log_is(test, slot, nr, ...)					\
-	check_log(test, slot, nr, false, (const int []) { __VA_ARGS__, NONE })
+	grown_log_is(test, slot, nr, 0, 0, __VA_ARGS__)
 #define new_log_is(test, slot, nr, ...)					\
-	check_new_log(test, slot, nr, (const int []) { __VA_ARGS__, NONE })
+	grown_log_is(test, slot, nr, 0, nr, __VA_ARGS__)
+#define grown_log_is(test, slot, nr, new_first, new_nr, ...)		\
+	check_log(test, slot, nr, new_first, new_nr,			\
+		  (const int []) { __VA_ARGS__, NONE })
 
 static void not_logged(struct dirty_log_test *test, u32 slot)
 {
@@ -111,12 +111,12 @@ TEST_F(dirty_log, resize)
 	guest_writes(test->vcpus[0], 1, 5, 12, 15);
 
 	vm_set_region_list(test->vm, region_delete(10), log_set(10, 0, 8));
-	new_log_is(test, 10, 8, 1, 5);
+	log_is(test, 10, 8, 1, 5);
 
 	/* The log of what the slot has lost is gone. */
 	guest_writes(test->vcpus[0], 2);
 	vm_set_region_list(test->vm, region_delete(10), log_set(10, 0, 16));
-	new_log_is(test, 10, 16, 2);
+	grown_log_is(test, 10, 16, 8, 8, 2);
 
 	/* Logging continues, of pages that were dirty and of others. */
 	guest_writes(test->vcpus[0], 2, 12);
@@ -126,10 +126,10 @@ TEST_F(dirty_log, resize)
 	/* At the front. */
 	guest_writes(test->vcpus[0], 0, 3, 15);
 	vm_set_region_list(test->vm, region_delete(10), log_set(10, 3, 13));
-	new_log_is(test, 10, 13, 0, 12);
+	log_is(test, 10, 13, 0, 12);
 	guest_writes(test->vcpus[0], 4);
 	vm_set_region_list(test->vm, region_delete(10), log_set(10, 1, 15));
-	new_log_is(test, 10, 15, 3);
+	grown_log_is(test, 10, 15, 0, 2, 3);
 }
 
 TEST_F(dirty_log, split_and_merge)
@@ -144,14 +144,14 @@ TEST_F(dirty_log, split_and_merge)
 	/* Split the slot within words of its bitmap. */
 	vm_set_region_list(test->vm, region_delete(10), log_set(10, 0, 67),
 			   log_set(11, 67, 64), log_set(12, 131, 69));
-	new_log_is(test, 10, 67, 0, 1, 62, 63, 64, 66);
-	new_log_is(test, 11, 64, 0, 1, 60, 61, 63);
-	new_log_is(test, 12, 69, 0, 68);
+	log_is(test, 10, 67, 0, 1, 62, 63, 64, 66);
+	log_is(test, 11, 64, 0, 1, 60, 61, 63);
+	log_is(test, 12, 69, 0, 68);
 
 	guest_writes(test->vcpus[0], 66, 67, 130, 131, 199);
 	vm_set_region_list(test->vm, region_delete(12), region_delete(10),
 			   region_delete(11), log_set(13, 0, 200));
-	new_log_is(test, 13, 200, 66, 67, 130, 131, 199);
+	log_is(test, 13, 200, 66, 67, 130, 131, 199);
 }
 
 /* A slot that is not logged has no dirty bits to carry. */
@@ -164,7 +164,7 @@ TEST_F(dirty_log, merge_with_unlogged)
 	guest_writes(test->vcpus[0], 3, 7, 8, 12);
 	vm_set_region_list(test->vm, region_delete(10), region_delete(11),
 			   log_set(12, 0, 24));
-	new_log_is(test, 12, 24, 3, 7);
+	grown_log_is(test, 12, 24, 8, 16, 3, 7);
 }
 
 /* Dirty bits are carried from one address space to another. */
@@ -190,8 +190,8 @@ TEST_F(dirty_log, address_spaces)
 	guest_writes(test->vcpus[0], 2, 6);
 	vm_set_region_list(test->vm, region_delete(10), region_delete(smm | 11),
 			   log_set(10, 0, 8), log_set(smm | 10, 0, 16));
-	new_log_is(test, 10, 8, 2, 6);
-	new_log_is(test, smm | 10, 16, 2, 6);
+	log_is(test, 10, 8, 2, 6);
+	grown_log_is(test, smm | 10, 16, 0, 4, 2, 6);
 }
 
 /* With manual protection, getting the log leaves pages dirty. */
@@ -208,9 +208,9 @@ TEST_F(dirty_log, fetched_but_not_cleared)
 	guest_writes(test->vcpus[0], 6);
 	vm_set_region_list(test->vm, region_delete(10), log_set(10, 0, 8));
 	if (test->manual_protect)
-		new_log_is(test, 10, 8, 1, 5, 6);
+		log_is(test, 10, 8, 1, 5, 6);
 	else
-		new_log_is(test, 10, 8, 6);
+		log_is(test, 10, 8, 6);
 }
 
 TEST_F(dirty_log, no_successor)
@@ -237,7 +237,7 @@ TEST_F(dirty_log, no_successor)
 	vm_set_region_list(test->vm, region_delete(10),
 			   set(10, LOG, 1, 4, NR_PAGES),
 			   set(11, LOG, 5, 11, NR_PAGES + 5));
-	new_log_is(test, 10, 4, 1);
+	log_is(test, 10, 4, 1);
 	new_log_is(test, 11, 11, NONE);
 
 	/* Without logging, and logged again later. */
@@ -274,8 +274,8 @@ TEST_F(dirty_log, moves)
 	guest_writes(test->vcpus[0], 1, 15);
 	vm_set_region_list(test->vm, park(log_set(10, 0, 16)),
 			   log_set(12, 0, 8), log_set(13, 8, 8));
-	new_log_is(test, 12, 8, 1);
-	new_log_is(test, 13, 8, 7);
+	log_is(test, 12, 8, 1);
+	log_is(test, 13, 8, 7);
 	log_is(test, 10, 16, 1, 15);
 
 	/* The slot moves back. */
@@ -296,19 +296,19 @@ TEST_F(dirty_log, within_a_list)
 	guest_writes(test->vcpus[0], 1, 14);
 	vm_set_region_list(test->vm, region_delete(10), log_set(11, 0, 16),
 			   region_delete(11), log_set(10, 0, 15));
-	new_log_is(test, 10, 15, 1, 14);
+	log_is(test, 10, 15, 1, 14);
 
 	/* Logging comes with a second entry. */
 	guest_writes(test->vcpus[0], 1, 14);
 	vm_set_region_list(test->vm, region_delete(10), set(12, 0, 0, 16, 0),
 			   log_set(12, 0, 16));
-	new_log_is(test, 12, 16, 1, 14);
+	grown_log_is(test, 12, 16, 15, 1, 1, 14);
 
 	/* The new slot moves to its place. */
 	guest_writes(test->vcpus[0], 1, 14);
 	vm_set_region_list(test->vm, park(log_set(13, 0, 16)),
 			   region_delete(12), log_set(13, 0, 16));
-	new_log_is(test, 13, 16, 1, 14);
+	log_is(test, 13, 16, 1, 14);
 
 	/* Logging is switched off and on again, which clears the log. */
 	guest_writes(test->vcpus[0], 1, 14);
@@ -337,7 +337,7 @@ TEST_F(dirty_log, many_lists)
 			   region_delete(12), region_delete(13),
 			   log_set(14, 0, 128));
 	guest_writes(test->vcpus[0], 127);
-	new_log_is(test, 14, 128, 0, 1, 2, 50, 51, 52, 100, 101, 102, 127);
+	log_is(test, 14, 128, 0, 1, 2, 50, 51, 52, 100, 101, 102, 127);
 }
 
 TEST_F(dirty_log, failure_keeps_the_log)

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The changes of a batch: the slots that it adds to the lists, and those that it removes.
+
+use super::{
+    check::Relog,
+    dirty,
+    locks::{
+        ArchLocked,
+        SlotsLocked, //
+    },
+    new_slot::NewSlot,
+    old_slot::OldSlot,
+    reshape::{
+        Reshape,
+        Sides, //
+    },
+    slot::{
+        Slot,
+        SlotBox, //
+    },
+    types::{
+        Change,
+        SlotFlags, //
+    }, //
+};
+
+use kernel::prelude::*;
+
+/// One change of the lists. `invalid` is the INVALID copy of `old`, if the batch needs one.
+pub(super) enum Item<'vm> {
+    Create {
+        new: NewSlot<'vm>,
+    },
+    Delete {
+        old: OldSlot,
+        invalid: Option<SlotBox>,
+    },
+    Move {
+        old: OldSlot,
+        invalid: Option<SlotBox>,
+        new: NewSlot<'vm>,
+        relog: Relog,
+    },
+    FlagsOnly {
+        old: OldSlot,
+        new: NewSlot<'vm>,
+        relog: Relog,
+    },
+}
+
+impl<'vm> Item<'vm> {
+    /// Returns the slot that is deleted or moved.
+    pub(super) fn removed(&self) -> Option<Slot<'_>> {
+        match self {
+            Item::Delete { old, .. } | Item::Move { old, .. } => Some(old.slot()),
+            Item::Create { .. } | Item::FlagsOnly { .. } => None,
+        }
+    }
+
+    /// Returns the slot that is deleted or moved, and its INVALID copy if it has one.
+    pub(super) fn invalidated(&self) -> Option<(Slot<'_>, Slot<'_>)> {
+        match self {
+            Item::Delete { old, invalid } | Item::Move { old, invalid, .. } => {
+                Some((old.slot(), invalid.as_ref()?.slot()))
+            }
+            Item::Create { .. } | Item::FlagsOnly { .. } => None,
+        }
+    }
+
+    /// Returns the slot that is created or moved.
+    pub(super) fn added(&self) -> Option<Slot<'_>> {
+        match self {
+            Item::Create { new } | Item::Move { new, .. } => Some(new.slot()),
+            Item::Delete { .. } | Item::FlagsOnly { .. } => None,
+        }
+    }
+
+    /// Returns the slot that the batch adds.
+    pub(super) fn successor(&self) -> Option<&NewSlot<'vm>> {
+        match self {
+            Item::Create { new } | Item::Move { new, .. } | Item::FlagsOnly { new, .. } => {
+                Some(new)
+            }
+            Item::Delete { .. } => None,
+        }
+    }
+
+    /// Returns the address space as a mask.
+    pub(super) fn as_bit(&self) -> u32 {
+        let slot = match self {
+            Item::Delete { old, .. } => old.slot(),
+            Item::Create { new } | Item::Move { new, .. } | Item::FlagsOnly { new, .. } => {
+                new.slot()
+            }
+        };
+        1 << slot.id().as_id
+    }
+}
+
+/// The changes of a batch.
+///
+/// # Invariants
+///
+/// Each slot in the lists occurs at most once. The slots that the items add overlap neither each
+/// other nor the slots that stay in the lists.
+pub(super) struct Items<'vm>(pub(super) KVVec<Item<'vm>>);
+
+impl<'vm> Items<'vm> {
+    /// Returns the mask of the address spaces in which a slot is deleted or moved.
+    pub(super) fn invalidated_spaces(&self) -> u32 {
+        let gone = self.0.iter().filter(|item| item.invalidated().is_some());
+        gone.fold(0, |mask, item| mask | item.as_bit())
+    }
+
+    /// Returns the mask of the address spaces that change.
+    pub(super) fn spaces(&self) -> u32 {
+        self.0.iter().fold(0, |mask, item| mask | item.as_bit())
+    }
+
+    /// In the inactive lists, replaces the slots that are deleted or moved with their INVALID
+    /// copies, or if `back` the copies with the slots.
+    ///
+    /// # Safety
+    ///
+    /// The inactive lists contain what is replaced. If the next swap publishes them, the current
+    /// task holds slots_arch_lock.
+    pub(super) unsafe fn put_copies(&self, slots: &SlotsLocked<'_>, back: bool) {
+        for (old, invalid) in self.0.iter().filter_map(Item::invalidated) {
+            let (from, to) = if back { (invalid, old) } else { (old, invalid) };
+            // SAFETY: No reader sees the inactive list, and `slots` proves that slots_lock is held.
+            // The caller guarantees that `from` is in the list; `to` maps the same frames, so that
+            // it is not, and overlaps nothing else. The batch frees neither before it is out of the
+            // lists.
+            unsafe { slots.inactive(old.id().as_id).replace(Some(from), Some(to)) };
+        }
+    }
+
+    /// Puts the final slots in the inactive lists, after removing those that are deleted or moved, or
+    /// their INVALID copies: slots in a list must not overlap.
+    ///
+    /// # Safety
+    ///
+    /// The inactive lists contain the INVALID copies, the slots that have none, and those of which
+    /// only the flags change. If the next swap publishes the lists, the current task holds
+    /// slots_arch_lock.
+    pub(super) unsafe fn put_final(&self, slots: &SlotsLocked<'_>) {
+        for item in &self.0 {
+            let invalid = item.invalidated().map(|(_, invalid)| invalid);
+            if let Some(slot) = invalid.or(item.removed()) {
+                // SAFETY: No reader sees the inactive list, and `slots` proves that slots_lock is
+                // held. The caller guarantees that the slot is in the list.
+                unsafe { slots.inactive(slot.id().as_id).replace(Some(slot), None) };
+            }
+        }
+        for item in &self.0 {
+            let old = match item {
+                Item::FlagsOnly { old, .. } => Some(old.slot()),
+                _ => None,
+            };
+            if let Some(new) = item.successor().map(NewSlot::slot) {
+                // SAFETY: No reader sees the inactive list, and `slots` proves that slots_lock is
+                // held. The caller guarantees that the old slot, if there is one, is in the list. By
+                // the type invariant the new one overlaps nothing that stays. When the batch ends,
+                // it leaves the new one to the lists.
+                unsafe { slots.inactive(new.id().as_id).replace(old, Some(new)) };
+            }
+        }
+    }
+
+    /// Returns whether all slots that are deleted, moved or created can be reshaped.
+    pub(super) fn can_reshape(&self, arch: &ArchLocked<'_, 'vm>) -> bool {
+        let simple = |slot: Slot<'_>| !slot.mapping().flags.contains(SlotFlags::GUEST_MEMFD);
+        // Userspace resets entries of the dirty ring by the ids of slots, which are others by then.
+        let rings = |slot: Slot<'_>| slot.logs_dirty() && arch.slots().has_dirty_ring();
+        arch.can_reshape()
+            && self.0.iter().filter_map(Item::added).all(simple)
+            && self
+                .0
+                .iter()
+                .filter_map(Item::removed)
+                .all(|slot| simple(slot) && !rings(slot))
+    }
+
+    /// Makes INVALID copies of all slots that are deleted or moved.
+    pub(super) fn copy_invalid(&mut self, arch: &ArchLocked<'_, 'vm>) -> Result {
+        for item in &mut self.0 {
+            if let Item::Delete { old, invalid } | Item::Move { old, invalid, .. } = item {
+                *invalid = Some(SlotBox::invalid_copy(old.slot(), arch)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the slots that are removed with those that are added. Clears the dirty bits of kept
+    /// frames that are logged before and after: these have the bits that they had.
+    pub(super) fn compare(&mut self, slots: &SlotsLocked<'vm>, in_place: bool) -> Result<Reshape> {
+        let olds = Sides::new(self.0.len(), |item| self.removed(item))?;
+        let news = Sides::new(self.0.len(), |item| self.added(item))?;
+        let reshape = Reshape::new(&olds, &news, slots.limits().address_spaces, in_place)?;
+        for shared in &reshape.shared {
+            let old = self.removed(shared.old);
+            let logged = old.is_some_and(|old| !old.dirty_bitmap().is_null());
+            if !shared.kept || !logged {
+                continue;
+            }
+            if let Some(Item::Create { new }) = self.0.get_mut(shared.new) {
+                new.clear_dirty(shared.gfns);
+            }
+        }
+        Ok(reshape)
+    }
+
+    /// Returns the slot that is removed by change number `item`.
+    pub(super) fn removed(&self, item: usize) -> Option<Slot<'_>> {
+        self.0.get(item)?.removed()
+    }
+
+    /// Returns the slot that is added by change number `item`.
+    pub(super) fn added(&self, item: usize) -> Option<Slot<'_>> {
+        self.0.get(item)?.added()
+    }
+
+    /// Carries dirty bits. If slots were reshaped, brings the mappings of kept frames in line with the
+    /// new slots: huge pages, and what it takes to log writes. No reader sees the removed slots any
+    /// more.
+    pub(super) fn settle(&self, slots: &SlotsLocked<'vm>, reshape: &Reshape) {
+        if reshape.taken.is_empty() {
+            // Otherwise, invalidate() has split them.
+            reshape.split_edges(slots);
+        }
+        for shared in &reshape.shared {
+            let (Some(old), Some(new)) = (self.removed(shared.old), self.added(shared.new)) else {
+                continue;
+            };
+            dirty::carry(old, new, shared.gfns);
+            if !reshape.in_place || !shared.kept {
+                continue;
+            }
+            match (old.logs_dirty(), new.logs_dirty()) {
+                (false, true) => slots.start_logging(new, shared.gfns),
+                (true, false) => slots.recover_huge_pages(new, shared.gfns),
+                _ => {}
+            }
+        }
+        for &(new, edge) in &reshape.joined {
+            if let Some(new) = self.added(new).filter(|new| !new.logs_dirty()) {
+                slots.join_at(new, edge);
+            }
+        }
+    }
+
+    /// Brings the architecture's data of all slots up to date. While slots_arch_lock was free, a
+    /// vCPU may have made the VM's first shadow root, or an external page tracker registered.
+    ///
+    /// Fails with `ENOMEM`, or with `EINVAL` if the page tracker forbids a move.
+    pub(super) fn refresh(&mut self, arch: &ArchLocked<'_, 'vm>) -> Result {
+        // This cannot fail and comes first, because a roll-back puts these slots back.
+        for (old, invalid) in self.0.iter().filter_map(Item::invalidated) {
+            // SAFETY: The lists contain the copy instead of the old slot, and the swap has waited
+            // for readers that had found the old slot.
+            unsafe { old.copy_arch(invalid, arch) };
+        }
+        for item in &mut self.0 {
+            match item {
+                // SAFETY: The final slots are in no list yet, so that no reader sees this one.
+                Item::FlagsOnly { old, new, .. } => unsafe {
+                    new.slot().copy_arch(old.slot(), arch);
+                },
+                Item::Create { new } => new.refresh_arch(arch)?,
+                Item::Move { new, .. } => {
+                    // An external page tracker, which forbids moves, may have registered.
+                    if !arch
+                        .slots()
+                        .arch_allows(Change::Move, new.slot().mapping().gfns)
+                    {
+                        return Err(EINVAL);
+                    }
+                    new.refresh_arch(arch)?;
+                }
+                Item::Delete { .. } => {}
+            }
+        }
+        Ok(())
+    }
+}

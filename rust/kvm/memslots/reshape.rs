@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What a batch does about the frames of the slots that it removes ([`super::frames`] explains kept
+//! and gone frames).
+//!
+//! Where the architecture can *reshape* slots, the batch leaves the mappings of kept frames alone. If
+//! there are no other frames, it needs no INVALID slots: a page fault finds the same memory in the old
+//! and in the new slots. Otherwise the removed slots become INVALID, and the batch takes only the gone
+//! frames from the guest.
+//!
+//! Elsewhere all frames of the removed slots are taken, by flushing these slots.
+
+use super::{
+    frames::{
+        cut,
+        edges_inside,
+        Access,
+        Piece,
+        Side, //
+    },
+    locks::SlotsLocked,
+    slot::Slot, //
+};
+
+use crate::types::{
+    Gfn,
+    GfnRange, //
+};
+
+use kernel::{
+    alloc::{
+        flags::GFP_KERNEL_ACCOUNT,
+        AllocError, //
+    },
+    bindings,
+    prelude::*, //
+};
+
+/// Slots, sorted by address space and frame. Those of an address space do not overlap.
+pub(super) struct Sides(KVVec<Side>);
+
+impl Sides {
+    /// Sorts the slots that `slot` returns for some of the numbers from 0 to `n - 1`.
+    pub(super) fn new<'s>(
+        n: usize,
+        slot: impl Fn(usize) -> Option<Slot<'s>>,
+    ) -> Result<Self, AllocError> {
+        // Sorting numbers needs less code, and less copying, than sorting slots.
+        let mut order = KVVec::new();
+        for item in (0..n).filter(|&item| slot(item).is_some()) {
+            order.push(item as u32, GFP_KERNEL_ACCOUNT)?;
+        }
+        order.sort_unstable_by_key(|&item| {
+            slot(item as usize).map(|slot| (slot.id().as_id, slot.mapping().gfns.start))
+        });
+        let mut sides = KVVec::with_capacity(order.len(), GFP_KERNEL_ACCOUNT)?;
+        for &item in &order {
+            if let Some(slot) = slot(item as usize) {
+                let side = Side {
+                    as_id: slot.id().as_id,
+                    mapping: slot.mapping(),
+                    item,
+                };
+                sides.push(side, GFP_KERNEL_ACCOUNT)?;
+            }
+        }
+        Ok(Self(sides))
+    }
+
+    fn of(&self, as_id: u16) -> &[Side] {
+        let start = self.0.partition_point(|side| side.as_id < as_id);
+        let end = self.0.partition_point(|side| side.as_id <= as_id);
+        &self.0[start..end]
+    }
+}
+
+/// Frames that a removed and an added slot map to the same host addresses.
+pub(super) struct Shared {
+    /// Number of the change that removes a slot.
+    pub(super) old: usize,
+    /// Number of the change that adds a slot.
+    pub(super) new: usize,
+    /// The frames.
+    pub(super) gfns: GfnRange,
+    /// Whether they are kept: in the same address space, too.
+    pub(super) kept: bool,
+}
+
+/// What a batch does about frames.
+pub(super) struct Reshape {
+    /// Whether slots are reshaped.
+    pub(super) in_place: bool,
+    /// Number of pages of the removed slots that are kept.
+    pub(super) kept_pages: u64,
+    /// Number of pages of the removed slots that are gone.
+    pub(super) gone_pages: u64,
+    /// Frames whose dirty bits are carried, and whose mappings may stay.
+    pub(super) shared: KVVec<Shared>,
+    /// Frames that the guest loses, or loses write access to. Only if slots are reshaped.
+    pub(super) taken: KVVec<bindings::kvm_memory_gfns>,
+    /// Where an edge of an added slot is inside of a removed one. Only if slots are reshaped.
+    split: KVVec<(u16, Gfn)>,
+    /// Where an edge of a removed slot is inside of an added one, with the number of the change that
+    /// adds it. Only if slots are reshaped.
+    pub(super) joined: KVVec<(usize, Gfn)>,
+}
+
+impl Reshape {
+    /// Works out what a batch must do that removes the slots `olds` and adds the slots `news` in
+    /// `address_spaces` address spaces. `in_place` says whether it can reshape slots.
+    pub(super) fn new(
+        olds: &Sides,
+        news: &Sides,
+        address_spaces: u16,
+        in_place: bool,
+    ) -> Result<Self, AllocError> {
+        let mut this = Self {
+            in_place,
+            kept_pages: 0,
+            gone_pages: 0,
+            shared: KVVec::new(),
+            taken: KVVec::new(),
+            split: KVVec::new(),
+            joined: KVVec::new(),
+        };
+        for as_id in 0..address_spaces {
+            let (removed, added) = (olds.of(as_id), news.of(as_id));
+            for other in 0..address_spaces {
+                let here = other == as_id;
+                cut(removed, news.of(other), |piece| {
+                    this.add(as_id, piece, here)
+                })?;
+            }
+            if !in_place {
+                continue;
+            }
+            for (edge, _) in edges_inside(added, removed) {
+                this.split.push((as_id, edge), GFP_KERNEL_ACCOUNT)?;
+            }
+            for (edge, new) in edges_inside(removed, added) {
+                this.joined.push((new as usize, edge), GFP_KERNEL_ACCOUNT)?;
+            }
+        }
+        Ok(this)
+    }
+
+    /// Adds a piece of a slot of address space `as_id`. `here` says whether it was compared with the
+    /// slots that are added in the same address space.
+    fn add(&mut self, as_id: u16, piece: Piece, here: bool) -> Result<(), AllocError> {
+        if let Some((new, _)) = piece.new {
+            let shared = Shared {
+                old: piece.old as usize,
+                new: new as usize,
+                gfns: piece.gfns,
+                kept: here,
+            };
+            self.shared.push(shared, GFP_KERNEL_ACCOUNT)?;
+        }
+        if here {
+            let npages = piece.gfns.end.0 - piece.gfns.start.0;
+            match piece.new {
+                Some(_) => self.kept_pages += npages,
+                None => self.gone_pages += npages,
+            }
+        }
+        let keep = match piece.new {
+            None => false,
+            Some((_, Access::Lost)) => true,
+            Some((_, Access::Same | Access::Gained)) => return Ok(()),
+        };
+        if here && self.in_place {
+            let taken = bindings::kvm_memory_gfns {
+                start: piece.gfns.start.0,
+                end: piece.gfns.end.0,
+                as_id,
+                keep,
+            };
+            self.taken.push(taken, GFP_KERNEL_ACCOUNT)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the number of pages that the guest has lost its mappings of.
+    pub(super) fn zapped_pages(&self, slots: &SlotsLocked<'_>) -> u64 {
+        if self.in_place {
+            self.gone_pages
+        } else {
+            slots.flushed_pages(self.kept_pages + self.gone_pages)
+        }
+    }
+
+    /// Splits huge pages that the new edges of slots cut.
+    pub(super) fn split_edges(&self, slots: &SlotsLocked<'_>) {
+        for &(as_id, edge) in &self.split {
+            slots.split_at(as_id, edge);
+        }
+    }
+}

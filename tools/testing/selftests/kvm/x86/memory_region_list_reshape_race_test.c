@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KVM_SET_USER_MEMORY_REGION_LIST reshapes memslots while vCPUs write to them.
+ *
+ * Pages that stay must cause no fault, and pages that have gone must
+ * not be written to once the ioctl has returned.  The argument is the number of updates.
+ */
+#include <linux/sizes.h>
+
+#include "kselftest.h"
+#include "running_vcpus.h"
+
+#define WINDOW_GPA	0xc0000000ul
+#define NR_PAGES	2048
+/* These always stay, for the test that counts faults. */
+#define KEPT_PAGES	700
+
+static u8 *mem;
+static int nr_updates = 1000;
+
+static void guest_writer(int id)
+{
+	u64 pass, i;
+
+	for (pass = 1; !READ_ONCE(guest_stop); pass++) {
+		for (i = 0; i < KEPT_PAGES; i++)
+			WRITE_ONCE(((u64 *)(WINDOW_GPA + i * PAGE_SIZE))[id], pass);
+		WRITE_ONCE(guest_passes[id], pass);
+	}
+	GUEST_DONE();
+}
+
+static void guest_hunter(int id)
+{
+	u64 pass, i;
+
+	for (pass = 1; !READ_ONCE(guest_stop); pass++) {
+		for (i = 0; i < NR_PAGES; i += 3)
+			WRITE_ONCE(((u64 *)(WINDOW_GPA + i * PAGE_SIZE))[id], pass);
+		WRITE_ONCE(guest_passes[id], pass);
+	}
+	GUEST_DONE();
+}
+
+static struct region_entry part(u32 slot, u64 from, u64 to)
+{
+	return region_set(slot, 0, WINDOW_GPA + from * PAGE_SIZE,
+			  (to - from) * PAGE_SIZE, mem + from * PAGE_SIZE);
+}
+
+static u64 faults(void)
+{
+	u64 sum = 0;
+	int i;
+
+	for (i = 0; i < nr_workers; i++)
+		sum += vcpu_get_stat(workers[i].vcpu, pf_taken);
+	return sum;
+}
+
+static void create(void *code, int nr_vcpus, int advice)
+{
+	create_guest(code, nr_vcpus, true, true);
+	/* Its faults are not the guest's, but it maps what the test watches. */
+	populater.vcpu = NULL;
+
+	mem = kvm_mmap(NR_PAGES * PAGE_SIZE + SZ_2M, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	mem = align_ptr_up(mem, SZ_2M);
+	madvise(mem, NR_PAGES * PAGE_SIZE, advice);
+	memset(mem, 0, NR_PAGES * PAGE_SIZE);
+	virt_map(vm, WINDOW_GPA, WINDOW_GPA, NR_PAGES);
+	vm_set_user_memory_region(vm, 10, 0, WINDOW_GPA, NR_PAGES * PAGE_SIZE, mem);
+}
+
+/* Two slots share the kept pages, and reach as far as they like beyond them. */
+static bool count_faults(int advice)
+{
+	u64 cut, end, before, at_end;
+	bool good;
+	int i;
+
+	create(guest_writer, 2, advice);
+	run_vcpus();
+	good = wait_for_passes();
+
+	/* The first list has a slot to delete, the others two. */
+	vm_set_region_list(vm, region_delete(10), part(10, 0, 1),
+			   part(11, 1, NR_PAGES));
+	good &= wait_for_passes();
+	before = faults();
+	for (i = 0; good && i < nr_updates; i++) {
+		cut = kvm_random_u64_in_range(&kvm_rng, 1, KEPT_PAGES - 1);
+		end = kvm_random_u64_in_range(&kvm_rng, KEPT_PAGES, NR_PAGES);
+		vm_set_region_list(vm, region_delete(10), region_delete(11),
+				   part(10, 0, cut), part(11, cut, end));
+		if (i % 64 == 0)
+			good = wait_for_passes();
+	}
+	good &= wait_for_passes();
+	at_end = faults();
+	ksft_print_msg("%d updates, %lu faults\n", i, at_end - before);
+	if (stop_guest())
+		good = false;
+	kvm_vm_free(vm);
+	return good && before == at_end;
+}
+
+/* Like vcpu_worker(), for a guest that accesses what no slot maps. */
+static void *hunter(void *arg)
+{
+	struct worker *w = arg;
+	struct kvm_run *run = w->vcpu->run;
+	struct ucall uc;
+
+	for (;;) {
+		vcpu_run(w->vcpu);
+		if (run->exit_reason == KVM_EXIT_MMIO && run->mmio.is_write)
+			continue;
+		if (get_ucall(w->vcpu, &uc) == UCALL_DONE)
+			break;
+		snprintf(w->death, sizeof(w->death), "%s",
+			 exit_reason_str(run->exit_reason));
+		break;
+	}
+	WRITE_ONCE(w->ended, true);
+	return NULL;
+}
+
+static bool hunt_writes(int advice)
+{
+	u64 from, to, page;
+	bool good = true;
+	int i, id;
+
+	create(guest_hunter, 2, advice);
+	for (id = 0; id < nr_workers; id++)
+		kvm_pthread_create(&workers[id].thread, NULL, hunter, &workers[id]);
+
+	for (i = 0; good && i < nr_updates / 10; i++) {
+		from = kvm_random_u64_in_range(&kvm_rng, 0, NR_PAGES - 2);
+		to = kvm_random_u64_in_range(&kvm_rng, from + 1, NR_PAGES - 1);
+		if (from)
+			vm_set_region_list(vm, region_delete(10), part(10, 0, from),
+					   part(11, to, NR_PAGES));
+		else
+			vm_set_region_list(vm, region_delete(10),
+					   part(11, to, NR_PAGES));
+
+		for (page = from; page < to; page++)
+			memset(mem + page * PAGE_SIZE, 0, 16);
+		if (i % 8 == 0)
+			good = wait_for_passes();
+		for (page = from; good && page < to; page++) {
+			for (id = 0; id < nr_workers; id++) {
+				if (!READ_ONCE(((u64 *)(mem + page * PAGE_SIZE))[id]))
+					continue;
+				ksft_print_msg("Update %d, page %lu of %lu..%lu: written to after it was gone\n",
+					       i, page, from, to);
+				good = false;
+			}
+		}
+
+		if (from)
+			vm_set_region_list(vm, region_delete(11), region_delete(10),
+					   part(10, 0, NR_PAGES));
+		else
+			vm_set_region_list(vm, region_delete(11),
+					   part(10, 0, NR_PAGES));
+	}
+	good &= wait_for_passes();
+
+	WRITE_ONCE(*guest_ptr(vm, guest_stop), true);
+	for (id = 0; id < nr_workers; id++) {
+		kvm_pthread_join(workers[id].thread, NULL);
+		if (!workers[id].death[0])
+			continue;
+		ksft_print_msg("vCPU %d died: %s\n", id, workers[id].death);
+		good = false;
+	}
+	kvm_vm_free(vm);
+	return good;
+}
+
+int main(int argc, char *argv[])
+{
+	struct sigaction sa = { .sa_handler = sig_ipi };
+	int advice[] = { MADV_NOHUGEPAGE, MADV_HUGEPAGE }, i;
+
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_USER_MEMORY_REGION_LIST));
+
+	if (argc > 1)
+		nr_updates = atoi_positive("Number of updates", argv[1]);
+	sigaction(SIG_IPI, &sa, NULL);
+	patience = 60;
+
+	ksft_print_header();
+	ksft_set_plan(4);
+	for (i = 0; i < 2; i++) {
+		const char *pages = i ? "huge" : "small";
+
+		if (kvm_is_tdp_enabled())
+			ksft_test_result(count_faults(advice[i]),
+					 "no fault on what stays, %s pages\n", pages);
+		else
+			ksft_test_result_skip("shadow paging zaps, %s pages\n", pages);
+		ksft_test_result(hunt_writes(advice[i]),
+				 "no write to what has gone, %s pages\n", pages);
+	}
+	ksft_finished();
+}

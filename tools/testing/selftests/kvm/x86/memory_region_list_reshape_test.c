@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KVM_SET_USER_MEMORY_REGION_LIST leaves memory alone that stays where it is: the
+ * guest takes no fault on it when its memslot is split, merged, grown or shrunk.
+ */
+#include "kvm_test_harness.h"
+#include "map_memory.h"
+
+#define NR_PAGES	1024
+
+FIXTURE(reshape)
+{
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	u8 *mem;
+};
+
+FIXTURE_VARIANT(reshape)
+{
+	int mmap_flags;
+	int madvise;
+};
+
+FIXTURE_VARIANT_ADD(reshape, small_pages)
+{
+	.madvise = MADV_NOHUGEPAGE,
+};
+
+FIXTURE_VARIANT_ADD(reshape, thp)
+{
+	.madvise = MADV_HUGEPAGE,
+};
+
+FIXTURE_VARIANT_ADD(reshape, hugetlb)
+{
+	.mmap_flags = MAP_HUGETLB | MAP_HUGE_2MB,
+};
+
+static struct region_entry part(u32 slot, u32 flags, u8 *mem, u64 page, u64 nr)
+{
+	return region_set(slot, flags, window_gpa(page), nr * PAGE_SIZE,
+			  hva(mem, page));
+}
+
+/* Makes a list.  If pages go, it must take two swaps, and make INVALID slots. */
+static void make_list(struct kvm_vm *vm, int swaps, u32 nent,
+		      const struct region_entry *entries)
+{
+	u64 swaps_before = vm_get_stat(vm, memslot_swaps);
+	u64 windows = vm_get_stat(vm, memslot_windows);
+	u64 copies = vm_get_stat(vm, memslot_invalid_copies);
+
+	vm_set_region_entries(vm, nent, entries);
+	TEST_ASSERT_EQ(vm_get_stat(vm, memslot_swaps) - swaps_before, swaps);
+	TEST_ASSERT_EQ(vm_get_stat(vm, memslot_windows) - windows, swaps - 1);
+	TEST_ASSERT_EQ(vm_get_stat(vm, memslot_invalid_copies) > copies, swaps > 1);
+}
+
+#define reshape(self, swaps, ...)					\
+do {									\
+	const struct region_entry __e[] = { __VA_ARGS__ };		\
+									\
+	make_list((self)->vm, swaps, ARRAY_SIZE(__e), __e);		\
+} while (0)
+
+#define no_faults(self, op, page, nr)					\
+do {									\
+	u64 __faults = guest_faults((self)->vcpu, op, page, nr);	\
+									\
+	TEST_ASSERT(!__faults, "%lu faults on %d pages that were not touched", \
+		    __faults, nr);					\
+} while (0)
+
+/* Runs the guest into an access to @page that memory does not answer. */
+static void exits_at(struct kvm_vcpu *vcpu, enum guest_op op, u64 page)
+{
+	typeof(guest_todo) *todo = guest_ptr(vcpu->vm, guest_todo);
+	struct kvm_run *run = vcpu->run;
+
+	todo->op = op;
+	todo->gva = window_gpa(page);
+	todo->nr_pages = 1;
+	vcpu_run(vcpu);
+	TEST_ASSERT(run->exit_reason == KVM_EXIT_MMIO &&
+		    run->mmio.phys_addr == window_gpa(page) &&
+		    run->mmio.is_write == (op == GUEST_WRITE),
+		    "Unexpected exit: %s", exit_reason_str(run->exit_reason));
+	vcpu_run(vcpu);
+	TEST_ASSERT_EQ(get_ucall(vcpu, NULL), UCALL_SYNC);
+}
+
+FIXTURE_SETUP(reshape)
+{
+	self->vm = vm_create_with_one_vcpu(&self->vcpu, guest_code);
+	set_up_guest(self->vcpu);
+
+	self->mem = mmap(NULL, NR_PAGES * PAGE_SIZE + SZ_2M,
+			 PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | variant->mmap_flags, -1, 0);
+	if (self->mem == MAP_FAILED)
+		SKIP(return, "No such memory, errno %d", errno);
+	self->mem = align_ptr_up(self->mem, SZ_2M);
+	if (variant->madvise)
+		TEST_ASSERT(!madvise(self->mem, NR_PAGES * PAGE_SIZE,
+				     variant->madvise),
+			    "madvise() failed, errno %d", errno);
+
+	vm_set_user_memory_region(self->vm, 10, 0, window_gpa(0),
+				  NR_PAGES * PAGE_SIZE, self->mem);
+	populate(self->vcpu, 0, NR_PAGES, WRITE, NULL);
+	TEST_ASSERT_EQ(guest_faults(self->vcpu, GUEST_WRITE, 0, NR_PAGES), 0);
+}
+
+FIXTURE_TEARDOWN(reshape)
+{
+	if (self->vm)
+		kvm_vm_free(self->vm);
+}
+
+TEST_F(reshape, split_and_merge)
+{
+	const int at[] = { 1, 100, 511, 512, 513, 1000 };
+	u8 *mem = self->mem;
+	u64 huge = vm_get_stat(self->vm, pages_2m);
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(at); i++) {
+		reshape(self, 1, region_delete(10), part(10, 0, mem, 0, at[i]),
+			part(11, 0, mem, at[i], NR_PAGES - at[i]));
+		no_faults(self, GUEST_READ, 0, NR_PAGES);
+		no_faults(self, GUEST_WRITE, 0, NR_PAGES);
+
+		reshape(self, 1, region_delete(11), region_delete(10),
+			part(10, 0, mem, 0, NR_PAGES));
+		no_faults(self, GUEST_WRITE, 0, NR_PAGES);
+		TEST_ASSERT_EQ(vm_get_stat(self->vm, pages_2m), huge);
+	}
+}
+
+TEST_F(reshape, grow_and_shrink)
+{
+	const int at[] = { 1, 100, 511, 512, 513, 1000 };
+	u8 *mem = self->mem;
+	int i, rest;
+
+	for (i = 0; i < ARRAY_SIZE(at); i++) {
+		rest = NR_PAGES - at[i];
+
+		/* From the end, and from the start. */
+		reshape(self, 2, region_delete(10), part(10, 0, mem, 0, at[i]));
+		no_faults(self, GUEST_WRITE, 0, at[i]);
+		exits_at(self->vcpu, GUEST_READ, at[i]);
+		exits_at(self->vcpu, GUEST_WRITE, NR_PAGES - 1);
+		reshape(self, 1, region_delete(10), part(10, 0, mem, 0, NR_PAGES));
+		no_faults(self, GUEST_WRITE, 0, at[i]);
+		guest_faults(self->vcpu, GUEST_WRITE, at[i], rest);
+
+		reshape(self, 2, region_delete(10), part(10, 0, mem, at[i], rest));
+		no_faults(self, GUEST_WRITE, at[i], rest);
+		exits_at(self->vcpu, GUEST_WRITE, at[i] - 1);
+		reshape(self, 1, region_delete(10), part(10, 0, mem, 0, NR_PAGES));
+		no_faults(self, GUEST_WRITE, at[i], rest);
+		guest_faults(self->vcpu, GUEST_WRITE, 0, at[i]);
+	}
+}
+
+TEST_F(reshape, hole)
+{
+	u8 *mem = self->mem;
+
+	reshape(self, 2, region_delete(10), part(10, 0, mem, 0, 300),
+		part(11, 0, mem, 301, NR_PAGES - 301));
+	no_faults(self, GUEST_WRITE, 0, 300);
+	no_faults(self, GUEST_WRITE, 301, NR_PAGES - 301);
+	exits_at(self->vcpu, GUEST_READ, 300);
+
+	/* Other memory in the hole, while all around it stays. */
+	reshape(self, 1, region_set(12, 0, window_gpa(300), PAGE_SIZE,
+				    hva(mem, 0)));
+	WRITE_ONCE(*(u64 *)mem, 4711);
+	no_faults(self, GUEST_WRITE, 301, NR_PAGES - 301);
+	TEST_ASSERT_EQ(guest_faults(self->vcpu, GUEST_WRITE, 300, 1), 1);
+	TEST_ASSERT_EQ(READ_ONCE(*(u64 *)mem), 0);
+
+	/* One of two slots goes elsewhere, the other one stays. */
+	reshape(self, 2, region_delete(10), region_delete(11), region_delete(12),
+		part(10, 0, mem, 0, 300), part(11, 0, mem, 301, 100));
+	no_faults(self, GUEST_WRITE, 0, 300);
+	no_faults(self, GUEST_WRITE, 301, 100);
+	exits_at(self->vcpu, GUEST_WRITE, 401);
+}
+
+TEST_F(reshape, readonly)
+{
+	u8 *mem = self->mem;
+	int i;
+
+	for (i = 0; i < 3; i++) {
+		reshape(self, 2, region_delete(10), part(10, 0, mem, 0, 100),
+			part(11, KVM_MEM_READONLY, mem, 100, 16),
+			part(12, 0, mem, 116, NR_PAGES - 116));
+		no_faults(self, GUEST_READ, 0, NR_PAGES);
+		no_faults(self, GUEST_WRITE, 0, 100);
+		no_faults(self, GUEST_WRITE, 116, NR_PAGES - 116);
+		*(u64 *)hva(mem, 115) = 4711;
+		exits_at(self->vcpu, GUEST_WRITE, 100);
+		exits_at(self->vcpu, GUEST_WRITE, 115);
+		TEST_ASSERT_EQ(*(u64 *)hva(mem, 115), 4711);
+
+		reshape(self, 1, region_delete(10), region_delete(11),
+			region_delete(12), part(10, 0, mem, 0, NR_PAGES));
+		no_faults(self, GUEST_READ, 0, NR_PAGES);
+		no_faults(self, GUEST_WRITE, 0, 100);
+		guest_faults(self->vcpu, GUEST_WRITE, 100, 16);
+		TEST_ASSERT_EQ(*(u64 *)hva(mem, 115), 15);
+		no_faults(self, GUEST_WRITE, 0, NR_PAGES);
+	}
+}
+
+/* Checks that the log of @slot has @nr pages from @first on, and clears it. */
+static void check_log(struct kvm_vm *vm, u32 slot, int first, int nr)
+{
+	unsigned long log[NR_PAGES / 64] = {};
+	int i;
+
+	kvm_vm_get_dirty_log(vm, slot, log);
+	for (i = 0; i < NR_PAGES; i++)
+		TEST_ASSERT(!!(log[i / 64] & BIT(i % 64)) ==
+			    (i >= first && i < first + nr),
+			    "Slot %u, page %d is %s", slot, i,
+			    log[i / 64] & BIT(i % 64) ? "dirty" : "clean");
+}
+
+TEST_F(reshape, dirty_log)
+{
+	u8 *mem = self->mem;
+
+	/* Logging begins with the list. */
+	reshape(self, 1, region_delete(10), part(10, LOG, mem, 0, 700),
+		part(11, 0, mem, 700, NR_PAGES - 700));
+	no_faults(self, GUEST_READ, 0, NR_PAGES);
+	no_faults(self, GUEST_WRITE, 701, NR_PAGES - 701);
+	check_log(self->vm, 10, 0, 0);
+	TEST_ASSERT_EQ(guest_faults(self->vcpu, GUEST_WRITE, 600, 20),
+		       faults_of_log(20));
+
+	/* Pages that are dirty stay writable, clean ones are logged. */
+	reshape(self, 1, region_delete(10), part(10, LOG, mem, 0, 610),
+		part(12, LOG, mem, 610, 90));
+	no_faults(self, GUEST_READ, 0, NR_PAGES);
+	no_faults(self, GUEST_WRITE, 600, 20);
+	check_log(self->vm, 10, 600, 10);
+	TEST_ASSERT_EQ(guest_faults(self->vcpu, GUEST_WRITE, 608, 4),
+		       faults_of_log(2));
+	check_log(self->vm, 12, 0, 10);
+	check_log(self->vm, 10, 608, 2);
+
+	/* Logging ends with the list. */
+	reshape(self, 1, region_delete(10), region_delete(11), region_delete(12),
+		part(10, 0, mem, 0, NR_PAGES));
+	no_faults(self, GUEST_READ, 0, NR_PAGES);
+	guest_faults(self->vcpu, GUEST_WRITE, 0, NR_PAGES);
+	no_faults(self, GUEST_WRITE, 0, NR_PAGES);
+}
+
+TEST_F(reshape, statistics)
+{
+	u64 kept = vm_get_stat(self->vm, memslot_kept_pages);
+	u64 gone = vm_get_stat(self->vm, memslot_gone_pages);
+	u64 zapped = vm_get_stat(self->vm, memslot_zapped_pages);
+	u8 *mem = self->mem;
+
+	reshape(self, 2, region_delete(10), part(10, 0, mem, 100, 500));
+	TEST_ASSERT_EQ(vm_get_stat(self->vm, memslot_kept_pages) - kept, 500);
+	TEST_ASSERT_EQ(vm_get_stat(self->vm, memslot_gone_pages) - gone, 524);
+	TEST_ASSERT_EQ(vm_get_stat(self->vm, memslot_zapped_pages) - zapped, 524);
+
+	reshape(self, 1, region_delete(10), part(11, 0, mem, 100, 200),
+		part(10, 0, mem, 300, 400));
+	TEST_ASSERT_EQ(vm_get_stat(self->vm, memslot_kept_pages) - kept, 1000);
+	TEST_ASSERT_EQ(vm_get_stat(self->vm, memslot_gone_pages) - gone, 524);
+	TEST_ASSERT_EQ(vm_get_stat(self->vm, memslot_zapped_pages) - zapped, 524);
+}
+
+int main(int argc, char **argv)
+{
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_USER_MEMORY_REGION_LIST));
+	TEST_REQUIRE(kvm_is_tdp_enabled());
+
+	return test_harness_run(argc, argv);
+}
