@@ -88,7 +88,7 @@ static void check_log(struct dirty_log_test *test, u32 slot, int nr,
 #define log_is(test, slot, nr, ...)					\
 	grown_log_is(test, slot, nr, 0, 0, __VA_ARGS__)
 #define new_log_is(test, slot, nr, ...)					\
-	grown_log_is(test, slot, nr, 0, nr, __VA_ARGS__)
+	grown_log_is(test, slot, nr, 0, NR_PAGES, __VA_ARGS__)
 #define grown_log_is(test, slot, nr, new_first, new_nr, ...)		\
 	check_log(test, slot, nr, new_first, new_nr,			\
 		  (const int []) { __VA_ARGS__, NONE })

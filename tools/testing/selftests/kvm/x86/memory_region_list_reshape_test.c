@@ -63,13 +63,16 @@ do {									\
 	make_list((self)->vm, swaps, ARRAY_SIZE(__e), __e);		\
 } while (0)
 
-#define no_faults(self, op, page, nr)					\
-do {									\
-	u64 __faults = guest_faults((self)->vcpu, op, page, nr);	\
-									\
-	TEST_ASSERT(!__faults, "%lu faults on %d pages that were not touched", \
-		    __faults, nr);					\
-} while (0)
+static void check_no_faults(struct kvm_vcpu *vcpu, enum guest_op op, u64 page,
+			    u64 nr)
+{
+	u64 faults = guest_faults(vcpu, op, page, nr);
+
+	TEST_ASSERT(!faults, "%lu faults on pages %lu..%lu, which stayed", faults,
+		    page, page + nr);
+}
+
+#define no_faults(self, op, page, nr) check_no_faults((self)->vcpu, op, page, nr)
 
 /* Runs the guest into an access to @page that memory does not answer. */
 static void exits_at(struct kvm_vcpu *vcpu, enum guest_op op, u64 page)
