@@ -117,10 +117,9 @@ void kvm_arch_split_at(struct kvm *kvm, int as_id, gfn_t gfn);
 /* Undo that, where both parts are in @slot now. */
 void kvm_arch_join_at(struct kvm *kvm, const struct kvm_memory_slot *slot,
 		      gfn_t gfn);
-/* Make the mappings of gfns in @slot, which stops to log, huge again. */
+/* Make the mappings of @slot, which no longer logs, huge again. */
 void kvm_arch_recover_huge_pages(struct kvm *kvm,
-				 const struct kvm_memory_slot *slot,
-				 gfn_t start, gfn_t end);
+				 const struct kvm_memory_slot *slot);
 /* Do for some gfns what FLAGS_ONLY does for a memslot that starts to log. */
 void kvm_arch_start_logging(struct kvm *kvm, const struct kvm_memory_slot *slot,
 			    gfn_t start, gfn_t end);

@@ -213,7 +213,7 @@ impl<'a, 'vm> Invalidated<'a, 'vm> {
         unsafe { items.put_final(arch.slots()) };
         let slots = arch.swap(items.spaces());
 
-        items.settle(slots, &reshape);
+        items.carry_dirty(&reshape);
         slots.count_pages(
             reshape.kept_pages,
             reshape.gone_pages,
@@ -222,7 +222,11 @@ impl<'a, 'vm> Invalidated<'a, 'vm> {
         // SAFETY: The lists that were active until the swap have not changed, so that they contain
         // the copies and the other old slots. No swap of this batch follows.
         unsafe { items.put_final(slots) };
-        Published { items, slots }
+        Published {
+            items,
+            reshape,
+            slots,
+        }
     }
 }
 
@@ -230,6 +234,7 @@ impl<'a, 'vm> Invalidated<'a, 'vm> {
 #[must_use]
 pub(super) struct Published<'a, 'vm> {
     items: Items<'vm>,
+    reshape: Reshape,
     slots: &'a SlotsLocked<'vm>,
 }
 
@@ -237,7 +242,11 @@ impl Published<'_, '_> {
     /// Updates the counts, calls the architecture's commit hooks, deletions first, and frees the old
     /// slots.
     pub(super) fn finish(self) {
-        let Self { items, slots } = self;
+        let Self {
+            items,
+            reshape,
+            slots,
+        } = self;
         // Count everything before the first hook: the architecture limits its shadow pages by the
         // count, and must not see an intermediate one.
         for item in &items.0 {
@@ -250,13 +259,14 @@ impl Published<'_, '_> {
                 Item::Move { .. } | Item::FlagsOnly { .. } => {}
             }
         }
-        // A CPU that logs dirty pages must not stop because no slot logs between two hooks: creations
-        // come first.
+        // CPUs that log dirty pages do so while any slot logs. They must begin before the mappings of
+        // kept frames are made to log, and not stop because no slot logs between two hooks.
         for item in &items.0 {
             if let Item::Create { new } = item {
                 slots.commit(None, Some(new.slot()), Change::Create);
             }
         }
+        items.settle(slots, &reshape);
         for item in &items.0 {
             if let Item::Delete { old, .. } = item {
                 slots.commit(Some(old.slot()), None, Change::Delete);

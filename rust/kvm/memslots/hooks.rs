@@ -102,14 +102,11 @@ impl SlotsLocked<'_> {
         unsafe { bindings::kvm_arch_join_at(self.as_ptr(), slot.as_ptr(), edge.0) };
     }
 
-    /// Makes the mappings of `gfns` in `slot`, which does not log, huge again where they can be.
-    pub(super) fn recover_huge_pages(&self, slot: Slot<'_>, gfns: GfnRange) {
-        let (start, end) = (gfns.start.0, gfns.end.0);
+    /// Makes the mappings of `slot`, which no longer logs, huge again where they can be.
+    pub(super) fn recover_huge_pages(&self, slot: Slot<'_>) {
         // SAFETY: The VM is not freed. By the invariant of `Slot` the slot is allocated. Slots in the
         // lists have the architecture's data.
-        unsafe {
-            bindings::kvm_arch_recover_huge_pages(self.as_ptr(), slot.as_ptr(), start, end);
-        }
+        unsafe { bindings::kvm_arch_recover_huge_pages(self.as_ptr(), slot.as_ptr()) };
     }
 
     /// Has writes to `gfns`, which `slot` maps, logged from now on.
@@ -152,9 +149,10 @@ impl SlotsLocked<'_> {
 
     /// Returns whether vCPUs have dirty rings.
     pub(super) fn has_dirty_ring(&self) -> bool {
-        // SAFETY: The VM is not freed. The size is set before the VM has vCPUs or memslots, and does
-        // not change after that.
-        unsafe { (*self.as_ptr()).dirty_ring_size != 0 }
+        // SAFETY: The VM is not freed. C writes the size as an aligned u32, before the VM has vCPUs:
+        // the guest has nothing mapped then, so that the answer may be out of date.
+        let size = unsafe { Atomic::from_ptr(&raw mut (*self.as_ptr()).dirty_ring_size) };
+        size.load(Relaxed) != 0
     }
 
     /// Returns the number of pages in all slots of all address spaces.

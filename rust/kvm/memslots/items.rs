@@ -168,18 +168,23 @@ impl<'vm> Items<'vm> {
         }
     }
 
-    /// Returns whether all slots that are deleted, moved or created can be reshaped.
+    /// Returns whether all slots that are deleted and created can be reshaped.
     pub(super) fn can_reshape(&self, arch: &ArchLocked<'_, 'vm>) -> bool {
-        let simple = |slot: Slot<'_>| !slot.mapping().flags.contains(SlotFlags::GUEST_MEMFD);
-        // Userspace resets entries of the dirty ring by the ids of slots, which are others by then.
-        let rings = |slot: Slot<'_>| slot.logs_dirty() && arch.slots().has_dirty_ring();
+        // Userspace resets entries of the dirty ring by the ids of slots, which are others by then; and
+        // pages that are all dirty at first, according to the mode of the log, are not in any ring.
+        let ring = arch.slots().has_dirty_ring();
+        let simple = |slot: Slot<'_>| {
+            let memfd = slot.mapping().flags.contains(SlotFlags::GUEST_MEMFD);
+            !memfd && !(ring && slot.logs_dirty())
+        };
         arch.can_reshape()
-            && self.0.iter().filter_map(Item::added).all(simple)
-            && self
-                .0
-                .iter()
-                .filter_map(Item::removed)
-                .all(|slot| simple(slot) && !rings(slot))
+            && self.0.iter().all(|item| match item {
+                Item::Create { new } => simple(new.slot()),
+                Item::Delete { old, .. } => simple(old.slot()),
+                // It takes its dirty log along, which says nothing of the frames that it comes to.
+                Item::Move { .. } => false,
+                Item::FlagsOnly { .. } => true,
+            })
     }
 
     /// Makes INVALID copies of all slots that are deleted or moved.
@@ -221,25 +226,38 @@ impl<'vm> Items<'vm> {
         self.0.get(item)?.added()
     }
 
-    /// Carries dirty bits. If slots were reshaped, brings the mappings of kept frames in line with the
-    /// new slots: huge pages, and what it takes to log writes. No reader sees the removed slots any
-    /// more.
+    /// Carries dirty bits from the slots that are removed, which no reader sees any more.
+    pub(super) fn carry_dirty(&self, reshape: &Reshape) {
+        for shared in &reshape.shared {
+            if let (Some(old), Some(new)) = (self.removed(shared.old), self.added(shared.new)) {
+                dirty::carry(old, new, shared.gfns);
+            }
+        }
+    }
+
+    /// If slots were reshaped, brings the mappings of kept frames in line with the new slots: huge
+    /// pages, and what it takes to log writes. No reader sees the removed slots any more. The count
+    /// of slots that log includes the new slots: CPUs that log dirty pages do so already.
     pub(super) fn settle(&self, slots: &SlotsLocked<'vm>, reshape: &Reshape) {
+        if !reshape.in_place {
+            return;
+        }
         if reshape.taken.is_empty() {
-            // Otherwise, invalidate() has split them.
+            // Otherwise, they were split before frames were taken.
             reshape.split_edges(slots);
         }
-        for shared in &reshape.shared {
+        let mut recovered = None;
+        for shared in reshape.shared.iter().filter(|shared| shared.kept) {
             let (Some(old), Some(new)) = (self.removed(shared.old), self.added(shared.new)) else {
                 continue;
             };
-            dirty::carry(old, new, shared.gfns);
-            if !reshape.in_place || !shared.kept {
-                continue;
-            }
             match (old.logs_dirty(), new.logs_dirty()) {
                 (false, true) => slots.start_logging(new, shared.gfns),
-                (true, false) => slots.recover_huge_pages(new, shared.gfns),
+                // Huge pages may reach beyond the frames that were logged.
+                (true, false) if recovered != Some(shared.new) => {
+                    slots.recover_huge_pages(new);
+                    recovered = Some(shared.new);
+                }
                 _ => {}
             }
         }

@@ -135,10 +135,15 @@ impl Reshape {
                 continue;
             }
             for (edge, _) in edges_inside(added, removed) {
-                this.split.push((as_id, edge), GFP_KERNEL_ACCOUNT)?;
+                // The end of a slot often is the start of the next.
+                if this.split.last() != Some(&(as_id, edge)) {
+                    this.split.push((as_id, edge), GFP_KERNEL_ACCOUNT)?;
+                }
             }
             for (edge, new) in edges_inside(removed, added) {
-                this.joined.push((new as usize, edge), GFP_KERNEL_ACCOUNT)?;
+                if this.joined.last() != Some(&(new as usize, edge)) {
+                    this.joined.push((new as usize, edge), GFP_KERNEL_ACCOUNT)?;
+                }
             }
         }
         Ok(this)

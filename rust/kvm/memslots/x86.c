@@ -33,7 +33,7 @@ void kvm_arch_take_gfns(struct kvm *kvm, const struct kvm_memory_gfns *gfns,
 		.may_block = true,
 		.attr_filter = KVM_FILTER_PRIVATE | KVM_FILTER_SHARED,
 	};
-	bool flush = false;
+	bool flush = false, zapped = false;
 	unsigned long i;
 
 	lockdep_assert_held(&kvm->slots_lock);
@@ -62,9 +62,18 @@ void kvm_arch_take_gfns(struct kvm *kvm, const struct kvm_memory_gfns *gfns,
 	if (flush)
 		kvm_flush_remote_tlbs(kvm);
 
+	for (i = 0; i < n; i++) {
+		if (gfns[i].keep)
+			continue;
+		kvm_tdp_mmu_zap_empty_tables(kvm, gfns[i].as_id, gfns[i].start,
+					     gfns[i].end);
+		zapped = true;
+	}
+
 	write_unlock(&kvm->mmu_lock);
 
-	kvm_arch_guest_memory_reclaimed(kvm);
+	if (zapped)
+		kvm_arch_guest_memory_reclaimed(kvm);
 }
 
 void kvm_arch_split_at(struct kvm *kvm, int as_id, gfn_t gfn)
@@ -98,12 +107,9 @@ void kvm_arch_join_at(struct kvm *kvm, const struct kvm_memory_slot *slot,
 }
 
 void kvm_arch_recover_huge_pages(struct kvm *kvm,
-				 const struct kvm_memory_slot *slot,
-				 gfn_t start, gfn_t end)
+				 const struct kvm_memory_slot *slot)
 {
-	read_lock(&kvm->mmu_lock);
-	kvm_tdp_mmu_recover_huge_pages(kvm, slot, start, end);
-	read_unlock(&kvm->mmu_lock);
+	kvm_mmu_recover_huge_pages(kvm, slot);
 }
 
 void kvm_arch_start_logging(struct kvm *kvm, const struct kvm_memory_slot *slot,
@@ -118,7 +124,11 @@ void kvm_arch_start_logging(struct kvm *kvm, const struct kvm_memory_slot *slot,
 	};
 	struct kvm_memory_slot old = new;
 
-	/* To these gfns, it is as if they had been a memslot all the time. */
+	/*
+	 * To these gfns, it is as if they had been a memslot all the time.  It
+	 * has no rmaps: should a vCPU have loaded the first shadow root by now,
+	 * no shadow page was made from the memslots that these gfns were in.
+	 */
 	old.flags &= ~KVM_MEM_LOG_DIRTY_PAGES;
 	kvm_arch_commit_memory_region(kvm, &old, &new, KVM_MR_FLAGS_ONLY);
 }
