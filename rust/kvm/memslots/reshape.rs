@@ -4,9 +4,9 @@
 //! and gone frames).
 //!
 //! Where the architecture can *reshape* slots, the batch leaves the mappings of kept frames alone. If
-//! there are no other frames, it needs no INVALID slots: a page fault finds the same memory in the old
-//! and in the new slots. Otherwise the removed slots become INVALID, and the batch takes only the gone
-//! frames from the guest.
+//! there are no other frames, and none becomes read-only, it needs no INVALID slots: a page fault
+//! finds the same memory in the old and in the new slots. Otherwise the removed slots become INVALID,
+//! and the batch takes the gone frames, and write access, from the guest.
 //!
 //! Elsewhere all frames of the removed slots are taken, by flushing these slots.
 

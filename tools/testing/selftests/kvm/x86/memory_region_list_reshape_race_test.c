@@ -106,6 +106,59 @@ static bool count_faults(int advice)
 	return good && before == at_end;
 }
 
+static int nr_dirty(u32 slot, u64 pages)
+{
+	unsigned long log[NR_PAGES / 64] = {};
+	int i, nr = 0;
+
+	kvm_vm_get_dirty_log(vm, slot, log);
+	for (i = 0; i < pages; i++)
+		nr += !!(log[i / 64] & BIT(i % 64));
+	return nr;
+}
+
+/* From the moment that a list makes slots log, all writes are logged. */
+static bool begin_to_log(int advice)
+{
+	const u64 cut = KEPT_PAGES / 2;
+	struct region_entry log[2], plain[2];
+	bool good = true;
+	int i, j, nr;
+
+	create(guest_writer, 2, advice);
+	run_vcpus();
+	vm_set_region_list(vm, region_delete(10), part(10, 0, cut),
+			   part(11, cut, KEPT_PAGES));
+	plain[0] = log[0] = part(10, 0, cut);
+	plain[1] = log[1] = part(11, cut, KEPT_PAGES);
+	log[0].flags = log[1].flags = KVM_MEM_LOG_DIRTY_PAGES;
+
+	for (i = 0; good && i < nr_updates / 50 + 1; i++) {
+		good = wait_for_passes();
+		vm_set_region_list(vm, region_delete(10), region_delete(11),
+				   log[0], log[1]);
+		/* These writes may have been made before. */
+		nr_dirty(10, cut);
+		nr_dirty(11, KEPT_PAGES - cut);
+		/* A page that is missed once is missed for good. */
+		for (j = 0; good && j < 2; j++) {
+			good = wait_for_passes();
+			nr = nr_dirty(10, cut) + nr_dirty(11, KEPT_PAGES - cut);
+			if (good && nr == KEPT_PAGES)
+				continue;
+			ksft_print_msg("update %d: %d of %d pages are logged\n", i,
+				       nr, KEPT_PAGES);
+			good = false;
+		}
+		vm_set_region_list(vm, region_delete(10), region_delete(11),
+				   plain[0], plain[1]);
+	}
+	if (stop_guest())
+		good = false;
+	kvm_vm_free(vm);
+	return good;
+}
+
 /* Like vcpu_worker(), for a guest that accesses what no slot maps. */
 static void *hunter(void *arg)
 {
@@ -195,7 +248,7 @@ int main(int argc, char *argv[])
 	patience = 60;
 
 	ksft_print_header();
-	ksft_set_plan(4);
+	ksft_set_plan(6);
 	for (i = 0; i < 2; i++) {
 		const char *pages = i ? "huge" : "small";
 
@@ -204,6 +257,9 @@ int main(int argc, char *argv[])
 					 "no fault on what stays, %s pages\n", pages);
 		else
 			ksft_test_result_skip("shadow paging zaps, %s pages\n", pages);
+		ksft_test_result(begin_to_log(advice[i]),
+				 "all writes to what stays are logged, %s pages\n",
+				 pages);
 		ksft_test_result(hunt_writes(advice[i]),
 				 "no write to what has gone, %s pages\n", pages);
 	}

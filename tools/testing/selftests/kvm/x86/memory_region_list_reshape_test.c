@@ -7,6 +7,9 @@
 #include "map_memory.h"
 
 #define NR_PAGES	1024
+#define RING_ENTRIES	1024
+
+#define NX_HUGE_PAGES	"/sys/module/kvm/parameters/nx_huge_pages"
 
 FIXTURE(reshape)
 {
@@ -220,6 +223,65 @@ TEST_F(reshape, readonly)
 	}
 }
 
+/* The mitigation makes what is split executable, and huge pages not. */
+TEST_F(reshape, nx_huge_pages)
+{
+	char was[16];
+	u64 huge;
+
+	if (!read_attr(NX_HUGE_PAGES, was, sizeof(was)) ||
+	    !write_attr(NX_HUGE_PAGES, "force"))
+		SKIP(return, "No nx_huge_pages");
+	/* KVM has zapped all mappings, or is about to. */
+	populate_guests_own(self->vcpu);
+	populate(self->vcpu, 0, NR_PAGES, WRITE, NULL);
+	huge = vm_get_stat(self->vm, pages_2m);
+
+	reshape(self, 1, region_delete(10), part(10, 0, self->mem, 0, 100),
+		part(11, 0, self->mem, 100, NR_PAGES - 100));
+	no_faults(self, GUEST_WRITE, 0, NR_PAGES);
+	reshape(self, 1, region_delete(11), region_delete(10),
+		part(10, 0, self->mem, 0, NR_PAGES));
+	no_faults(self, GUEST_WRITE, 0, NR_PAGES);
+	TEST_ASSERT_EQ(vm_get_stat(self->vm, pages_2m), huge);
+
+	TEST_ASSERT(write_attr(NX_HUGE_PAGES, was), "errno %d", errno);
+}
+
+static long page_tables_kb(void)
+{
+	FILE *f = fopen("/proc/meminfo", "r");
+	char line[128];
+	long kb = -1;
+
+	TEST_ASSERT(f, "Cannot read meminfo, errno %d", errno);
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "SecPageTables: %ld kB", &kb) == 1)
+			break;
+	fclose(f);
+	return kb;
+}
+
+/* A page of memory goes through the guest's address space. */
+TEST_F(reshape, page_tables_are_freed)
+{
+	gpa_t gpa = ELSEWHERE_GPA;
+	long before;
+	int i;
+
+	vm_set_user_memory_region(self->vm, 20, 0, gpa, PAGE_SIZE, self->mem);
+	populate_gpa(self->vcpu, gpa, 1, WRITE, NULL, 0, 1);
+	before = page_tables_kb();
+	for (i = 0; i < 400; i++) {
+		gpa += SZ_2M;
+		reshape(self, 2, region_delete(20),
+			region_set(20, 0, gpa, PAGE_SIZE, self->mem));
+		populate_gpa(self->vcpu, gpa, 1, WRITE, NULL, 0, 1);
+	}
+	TEST_ASSERT(page_tables_kb() - before < 400,
+		    "Page tables take %ld kB more", page_tables_kb() - before);
+}
+
 /* Checks that the log of @slot has @nr pages from @first on, and clears it. */
 static void check_log(struct kvm_vm *vm, u32 slot, int first, int nr)
 {
@@ -232,6 +294,14 @@ static void check_log(struct kvm_vm *vm, u32 slot, int first, int nr)
 			    (i >= first && i < first + nr),
 			    "Slot %u, page %d is %s", slot, i,
 			    log[i / 64] & BIT(i % 64) ? "dirty" : "clean");
+}
+
+static void clear_log(struct kvm_vm *vm, u32 slot)
+{
+	unsigned long log[NR_PAGES / 64];
+
+	kvm_vm_get_dirty_log(vm, slot, log);
+	kvm_vm_clear_dirty_log(vm, slot, log, 0, NR_PAGES);
 }
 
 TEST_F(reshape, dirty_log)
@@ -264,6 +334,55 @@ TEST_F(reshape, dirty_log)
 	no_faults(self, GUEST_READ, 0, NR_PAGES);
 	guest_faults(self->vcpu, GUEST_WRITE, 0, NR_PAGES);
 	no_faults(self, GUEST_WRITE, 0, NR_PAGES);
+}
+
+/* A slot that moves to memory that is mapped brings a log that says it is clean. */
+TEST_F(reshape, moved_log)
+{
+	vm_enable_cap(self->vm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+		      KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE |
+		      KVM_DIRTY_LOG_INITIALLY_SET);
+	vm_set_user_memory_region(self->vm, 11, LOG, ELSEWHERE_GPA,
+				  NR_PAGES * PAGE_SIZE, self->mem);
+	clear_log(self->vm, 11);
+
+	vm_set_region_list(self->vm, region_delete(10),
+			   part(11, LOG, self->mem, 0, NR_PAGES));
+	check_log(self->vm, 11, 0, 0);
+	guest_faults(self->vcpu, GUEST_WRITE, 0, 64);
+	check_log(self->vm, 11, 0, 64);
+}
+
+/* Nothing but the ring tells of writes, whatever the mode of bitmaps. */
+TEST(ring_of_new_log)
+{
+	struct kvm_dirty_gfn *gfns;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	int i, nr = 0;
+	u8 *mem;
+
+	if (!kvm_has_cap(KVM_CAP_DIRTY_LOG_RING_ACQ_REL))
+		SKIP(return, "No dirty ring");
+
+	vm = vm_create(1);
+	vm_enable_dirty_ring(vm, RING_ENTRIES * sizeof(*gfns));
+	vm_enable_cap(vm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+		      KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE |
+		      KVM_DIRTY_LOG_INITIALLY_SET);
+	vcpu = vm_vcpu_add(vm, 0, guest_code);
+	set_up_guest(vcpu);
+	gfns = vcpu_map_dirty_ring(vcpu);
+
+	mem = new_mem(64);
+	set_slot(vm, 10, 0, 0, 64, mem);
+	guest_faults(vcpu, GUEST_WRITE, 0, 64);
+	vm_set_region_list(vm, region_delete(10), part(11, LOG, mem, 0, 64));
+	guest_faults(vcpu, GUEST_WRITE, 0, 64);
+	for (i = 0; i < RING_ENTRIES; i++)
+		nr += gfns[i].flags == KVM_DIRTY_GFN_F_DIRTY && gfns[i].slot == 11;
+	TEST_ASSERT_EQ(nr, 64);
+	kvm_vm_free(vm);
 }
 
 TEST_F(reshape, statistics)
