@@ -129,9 +129,12 @@ static bool begin_to_log(int advice)
 	run_vcpus();
 	vm_set_region_list(vm, region_delete(10), part(10, 0, cut),
 			   part(11, cut, KEPT_PAGES));
-	plain[0] = log[0] = part(10, 0, cut);
-	plain[1] = log[1] = part(11, cut, KEPT_PAGES);
-	log[0].flags = log[1].flags = KVM_MEM_LOG_DIRTY_PAGES;
+	plain[0] = part(10, 0, cut);
+	plain[1] = part(11, cut, KEPT_PAGES);
+	for (i = 0; i < 2; i++) {
+		log[i] = plain[i];
+		log[i].flags = KVM_MEM_LOG_DIRTY_PAGES;
+	}
 
 	for (i = 0; good && i < nr_updates / 50 + 1; i++) {
 		good = wait_for_passes();
