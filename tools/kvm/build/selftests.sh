@@ -168,13 +168,14 @@ INTEL_SKIPPED=(
 	x86/memory_region_list_access_test # after two of 13 cases
 )
 INTEL_SHORT=(x86/memory_region_list_{,order_,dirty_log_,switch_}test x86/map_memory_{args,mapping,huge}_test
+	"x86/memory_region_list_reshape_race_test 100"
 	shadow:x86/map_memory_args_test eptad:x86/memory_region_list_dirty_log_test)
 # intel_list FLAVOUR: both flavours run what needs no ioctl of ours.
 intel_list() {
 	{
 		printf '%s\n' "${WITH_C[@]}" "${INTEL_UPSTREAM[@]}"
 		if [[ $1 == rust ]]; then
-			our_list rust
+			our_list rust | sed 's/reshape_race_test$/& 100/'
 			printf 'eptad:x86/%s_test\n' memory_region_list_dirty_{log,race} map_memory_dirty
 		fi
 	} | grep -vE "^([a-z]+:)?($(printf '%s\n' "${INTEL_SKIPPED[@]}" | paste -sd'|'))( |\$)"
