@@ -175,7 +175,8 @@ impl<'vm> Items<'vm> {
         let ring = arch.slots().has_dirty_ring();
         let simple = |slot: Slot<'_>| {
             let memfd = slot.mapping().flags.contains(SlotFlags::GUEST_MEMFD);
-            !memfd && !(ring && slot.logs_dirty())
+            let in_ring = ring && slot.logs_dirty();
+            !(memfd || in_ring)
         };
         arch.can_reshape()
             && self.0.iter().all(|item| match item {
