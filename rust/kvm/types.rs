@@ -39,6 +39,16 @@ impl GfnRange {
         }
     }
 
+    /// Returns the number of frames.
+    pub const fn npages(self) -> u64 {
+        self.end.0 - self.start.0
+    }
+
+    /// Returns whether all frames of `other`, which has some, are in this range.
+    pub fn contains(self, other: Self) -> bool {
+        self.intersection(other) == Some(other)
+    }
+
     /// Returns the frames that both ranges contain, or [`None`] if there are none.
     pub fn intersection(self, other: Self) -> Option<Self> {
         let start = self.start.max(other.start);

@@ -239,8 +239,8 @@ pub(super) struct Published<'a, 'vm> {
 }
 
 impl Published<'_, '_> {
-    /// Updates the counts, calls the architecture's commit hooks, deletions first, and frees the old
-    /// slots.
+    /// Updates the counts, calls the architecture's commit hooks, creations first, brings the mappings
+    /// of kept frames in line with the new slots, and frees the old ones.
     pub(super) fn finish(self) {
         let Self {
             items,

@@ -13,7 +13,7 @@ use kernel::bitmap::Bitmap;
 /// No reader sees `old` any more, so that no bit is set in its bitmap after it was carried. vCPUs may
 /// set bits of `new` concurrently.
 pub(super) fn carry(old: Slot<'_>, new: Slot<'_>, gfns: GfnRange) {
-    let shared = |slot: Slot<'_>| slot.mapping().gfns.intersection(gfns) == Some(gfns);
+    let shared = |slot: Slot<'_>| slot.mapping().gfns.contains(gfns);
     let logs = |slot: Slot<'_>| !slot.dirty_bitmap().is_null();
     if [old, new]
         .into_iter()
@@ -31,7 +31,7 @@ pub(super) fn carry(old: Slot<'_>, new: Slot<'_>, gfns: GfnRange) {
 ///
 /// Both slots have a dirty bitmap, and contain `gfns`.
 unsafe fn or_bits(from: Slot<'_>, to: Slot<'_>, gfns: GfnRange) {
-    let npages = (gfns.end.0 - gfns.start.0) as usize;
+    let npages = gfns.npages() as usize;
     /// Returns the bitmap up to the end of `gfns`, and the number of the bit of their first frame.
     ///
     /// # Safety

@@ -46,13 +46,12 @@ impl Change {
 impl SlotsLocked<'_> {
     /// Returns whether the architecture allows `change` (CREATE or MOVE) to put a slot at `gfns`.
     pub(super) fn arch_allows(&self, change: Change, gfns: GfnRange) -> bool {
-        let npages = gfns.end.0 - gfns.start.0;
         // SAFETY: The VM is not freed, and `self` proves that its slots_lock is held.
         to_result(unsafe {
             bindings::kvm_arch_check_memory_region(
                 self.as_ptr(),
                 gfns.start.0,
-                npages as usize,
+                gfns.npages() as usize,
                 change.as_kvm_mr_change(),
             )
         })

@@ -201,9 +201,14 @@ impl<'vm> Items<'vm> {
     /// Compares the slots that are removed with those that are added. Clears the dirty bits of kept
     /// frames that are logged before and after: these have the bits that they had.
     pub(super) fn compare(&mut self, slots: &SlotsLocked<'vm>, in_place: bool) -> Result<Reshape> {
+        let mut reshape = Reshape::new(in_place);
         let olds = Sides::new(self.0.len(), |item| self.removed(item))?;
+        if olds.is_empty() {
+            // Most batches create slots or change flags.
+            return Ok(reshape);
+        }
         let news = Sides::new(self.0.len(), |item| self.added(item))?;
-        let reshape = Reshape::new(&olds, &news, slots.limits().address_spaces, in_place)?;
+        reshape.compare(&olds, &news, slots.limits().address_spaces)?;
         for shared in &reshape.shared {
             let old = self.removed(shared.old);
             let logged = old.is_some_and(|old| !old.dirty_bitmap().is_null());

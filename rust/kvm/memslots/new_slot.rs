@@ -133,13 +133,10 @@ impl<'vm> NewSlot<'vm> {
     pub(super) fn clear_dirty(&mut self, gfns: GfnRange) {
         let slot = self.slot();
         let own = slot.mapping().gfns;
-        if !self.owns_bitmap
-            || slot.dirty_bitmap().is_null()
-            || own.intersection(gfns) != Some(gfns)
-        {
+        if !self.owns_bitmap || slot.dirty_bitmap().is_null() || !own.contains(gfns) {
             return;
         }
-        let (start, npages) = (gfns.start.0 - own.start.0, gfns.end.0 - gfns.start.0);
+        let (start, npages) = (gfns.start.0 - own.start.0, gfns.npages());
         // SAFETY: The bitmap has a bit for each page of the slot, at most i32::MAX of them, and the
         // slot contains `gfns`. By the type invariant no other slot has the bitmap, and no reader
         // sees this one.

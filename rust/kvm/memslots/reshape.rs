@@ -67,6 +67,10 @@ impl Sides {
         Ok(Self(sides))
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn of(&self, as_id: u16) -> &[Side] {
         let start = self.0.partition_point(|side| side.as_id < as_id);
         let end = self.0.partition_point(|side| side.as_id <= as_id);
@@ -106,15 +110,9 @@ pub(super) struct Reshape {
 }
 
 impl Reshape {
-    /// Works out what a batch must do that removes the slots `olds` and adds the slots `news` in
-    /// `address_spaces` address spaces. `in_place` says whether it can reshape slots.
-    pub(super) fn new(
-        olds: &Sides,
-        news: &Sides,
-        address_spaces: u16,
-        in_place: bool,
-    ) -> Result<Self, AllocError> {
-        let mut this = Self {
+    /// What a batch must do that removes no slots. `in_place` says whether it can reshape slots.
+    pub(super) fn new(in_place: bool) -> Self {
+        Self {
             in_place,
             kept_pages: 0,
             gone_pages: 0,
@@ -122,31 +120,41 @@ impl Reshape {
             taken: KVVec::new(),
             split: KVVec::new(),
             joined: KVVec::new(),
-        };
+        }
+    }
+
+    /// Works out what the batch must do if it removes the slots `olds` and adds the slots `news` in
+    /// `address_spaces` address spaces.
+    pub(super) fn compare(
+        &mut self,
+        olds: &Sides,
+        news: &Sides,
+        address_spaces: u16,
+    ) -> Result<(), AllocError> {
         for as_id in 0..address_spaces {
             let (removed, added) = (olds.of(as_id), news.of(as_id));
             for other in 0..address_spaces {
                 let here = other == as_id;
                 cut(removed, news.of(other), |piece| {
-                    this.add(as_id, piece, here)
+                    self.add(as_id, piece, here)
                 })?;
             }
-            if !in_place {
+            if !self.in_place {
                 continue;
             }
             for (edge, _) in edges_inside(added, removed) {
                 // The end of a slot often is the start of the next.
-                if this.split.last() != Some(&(as_id, edge)) {
-                    this.split.push((as_id, edge), GFP_KERNEL_ACCOUNT)?;
+                if self.split.last() != Some(&(as_id, edge)) {
+                    self.split.push((as_id, edge), GFP_KERNEL_ACCOUNT)?;
                 }
             }
             for (edge, new) in edges_inside(removed, added) {
-                if this.joined.last() != Some(&(new as usize, edge)) {
-                    this.joined.push((new as usize, edge), GFP_KERNEL_ACCOUNT)?;
+                if self.joined.last() != Some(&(new as usize, edge)) {
+                    self.joined.push((new as usize, edge), GFP_KERNEL_ACCOUNT)?;
                 }
             }
         }
-        Ok(this)
+        Ok(())
     }
 
     /// Adds a piece of a slot of address space `as_id`. `here` says whether it was compared with the
@@ -162,10 +170,9 @@ impl Reshape {
             self.shared.push(shared, GFP_KERNEL_ACCOUNT)?;
         }
         if here {
-            let npages = piece.gfns.end.0 - piece.gfns.start.0;
             match piece.new {
-                Some(_) => self.kept_pages += npages,
-                None => self.gone_pages += npages,
+                Some(_) => self.kept_pages += piece.gfns.npages(),
+                None => self.gone_pages += piece.gfns.npages(),
             }
         }
         let keep = match piece.new {

@@ -77,7 +77,7 @@ pub struct Mapping {
 impl Mapping {
     /// Returns the size in pages.
     pub const fn npages(&self) -> u64 {
-        self.gfns.end.0 - self.gfns.start.0
+        self.gfns.npages()
     }
 }
 

@@ -24,6 +24,14 @@ bool kvm_arch_can_reshape_memslots(struct kvm *kvm)
 	       !kvm_page_track_write_tracking_enabled(kvm);
 }
 
+static bool take_gfn_range(struct kvm *kvm, struct kvm_gfn_range *range,
+			   bool flush)
+{
+	flush = kvm_tdp_mmu_unmap_gfn_range(kvm, range, flush);
+	return kvm_tdp_mmu_zap_empty_tables(kvm, range->slot->as_id,
+					    range->start, range->end, flush);
+}
+
 void kvm_arch_take_gfns(struct kvm *kvm, const struct kvm_memory_gfns *gfns,
 			unsigned long n)
 {
@@ -49,7 +57,8 @@ void kvm_arch_take_gfns(struct kvm *kvm, const struct kvm_memory_gfns *gfns,
 							       range.start,
 							       range.end, flush);
 		else
-			flush = kvm_tdp_mmu_unmap_gfn_range(kvm, &range, flush);
+			flush = take_gfn_range(kvm, &range, flush);
+		zapped |= !gfns[i].keep;
 
 		if (need_resched() || rwlock_needbreak(&kvm->mmu_lock)) {
 			/* MMU notifiers do not find what was zapped. */
@@ -61,14 +70,6 @@ void kvm_arch_take_gfns(struct kvm *kvm, const struct kvm_memory_gfns *gfns,
 	}
 	if (flush)
 		kvm_flush_remote_tlbs(kvm);
-
-	for (i = 0; i < n; i++) {
-		if (gfns[i].keep)
-			continue;
-		kvm_tdp_mmu_zap_empty_tables(kvm, gfns[i].as_id, gfns[i].start,
-					     gfns[i].end);
-		zapped = true;
-	}
 
 	write_unlock(&kvm->mmu_lock);
 

@@ -127,7 +127,7 @@ impl Cursor {
 
     /// Returns the number of frames that are left.
     pub const fn npages(&self) -> u64 {
-        self.gfns.end.0 - self.gfns.start.0
+        self.gfns.npages()
     }
 
     /// Returns the user address of the contents of frame [`Self::base`], or 0 if contents are kept.

@@ -99,7 +99,7 @@ impl Populate for Populator<'_, '_> {
         Self: 's;
 
     fn begin_section(&mut self, gfns: GfnRange, source: Option<Hva>) -> Result<FaultSection<'_>> {
-        let npages = (gfns.end.0 - gfns.start.0) as usize;
+        let npages = gfns.npages() as usize;
         if kernel::current!().signal_pending() {
             return Err(EINTR);
         }
