@@ -57,14 +57,16 @@ WITH_C=("$SINGLE" x86/{first_shadow_root,hole_fault,mmio_rmw,nested_ad_dirty_log
 SHADOW=(x86/memory_region_list_{stress,switch,held}_test x86/map_memory_args_test)
 ONLY_SHADOW=x86/shadow_sync_test
 
+# Ours that would take minutes where everything is slow, shortened by their own options.
+shorter() { sed 's/reshape_race_test$/& 100/'; }
+
 # our_list FLAVOUR: ours; only the debug kernel can make allocations fail, and runs the core's KUnit suites.
 our_list() {
 	printf 'shadow:%s\n' "${SHADOW[@]}" "$ONLY_SHADOW"
 	echo legacy:x86/hole_fault_test
 	if [[ $1 == debug ]]; then
 		# Nothing holds the first shadow root's test up for long enough there.
-		# An option makes a test shorter that would take minutes there.
-		our_tests | grep -vxF -e "$ONLY_SHADOW" -e x86/first_shadow_root_test | sed 's/reshape_race_test$/& 100/'
+		our_tests | grep -vxF -e "$ONLY_SHADOW" -e x86/first_shadow_root_test | shorter
 		find "$SRC/rust/kvm" -name '*.rs' -exec sed -n 's/^#\[.*kunit_tests(\(.*\))\]$/kunit:\1/p' {} +
 	else
 		# Takes minutes on the debug kernel.
@@ -175,7 +177,7 @@ intel_list() {
 	{
 		printf '%s\n' "${WITH_C[@]}" "${INTEL_UPSTREAM[@]}"
 		if [[ $1 == rust ]]; then
-			our_list rust | sed 's/reshape_race_test$/& 100/'
+			our_list rust | shorter
 			printf 'eptad:x86/%s_test\n' memory_region_list_dirty_{log,race} map_memory_dirty
 		fi
 	} | grep -vE "^([a-z]+:)?($(printf '%s\n' "${INTEL_SKIPPED[@]}" | paste -sd'|'))( |\$)"

@@ -5,8 +5,6 @@
  */
 #include "map_memory_fixture.h"
 
-#define NX_HUGE_PAGES	"/sys/module/kvm/parameters/nx_huge_pages"
-
 static void *try_hugetlb(u64 nr_pages)
 {
 	void *mem = mmap(NULL, nr_pages * PAGE_SIZE, PROT_READ | PROT_WRITE,

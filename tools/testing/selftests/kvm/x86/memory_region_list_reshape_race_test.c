@@ -18,28 +18,26 @@
 static u8 *mem;
 static int nr_updates = 1000;
 
-static void guest_writer(int id)
+static void guest_write(int id, u64 nr_pages, u64 step)
 {
 	u64 pass, i;
 
 	for (pass = 1; !READ_ONCE(guest_stop); pass++) {
-		for (i = 0; i < KEPT_PAGES; i++)
+		for (i = 0; i < nr_pages; i += step)
 			WRITE_ONCE(((u64 *)(WINDOW_GPA + i * PAGE_SIZE))[id], pass);
 		WRITE_ONCE(guest_passes[id], pass);
 	}
 	GUEST_DONE();
 }
 
+static void guest_writer(int id)
+{
+	guest_write(id, KEPT_PAGES, 1);
+}
+
 static void guest_hunter(int id)
 {
-	u64 pass, i;
-
-	for (pass = 1; !READ_ONCE(guest_stop); pass++) {
-		for (i = 0; i < NR_PAGES; i += 3)
-			WRITE_ONCE(((u64 *)(WINDOW_GPA + i * PAGE_SIZE))[id], pass);
-		WRITE_ONCE(guest_passes[id], pass);
-	}
-	GUEST_DONE();
+	guest_write(id, NR_PAGES, 3);
 }
 
 static struct region_entry part(u32 slot, u64 from, u64 to)
@@ -234,15 +232,8 @@ static bool hunt_writes(int advice)
 					   part(10, 0, NR_PAGES));
 	}
 	good &= wait_for_passes();
-
-	WRITE_ONCE(*guest_ptr(vm, guest_stop), true);
-	for (id = 0; id < nr_workers; id++) {
-		kvm_pthread_join(workers[id].thread, NULL);
-		if (!workers[id].death[0])
-			continue;
-		ksft_print_msg("vCPU %d died: %s\n", id, workers[id].death);
+	if (stop_guest())
 		good = false;
-	}
 	kvm_vm_free(vm);
 	return good;
 }

@@ -9,8 +9,6 @@
 #define NR_PAGES	1024
 #define RING_ENTRIES	1024
 
-#define NX_HUGE_PAGES	"/sys/module/kvm/parameters/nx_huge_pages"
-
 FIXTURE(reshape)
 {
 	struct kvm_vm *vm;

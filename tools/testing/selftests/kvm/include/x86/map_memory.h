@@ -44,6 +44,8 @@
 #define CALL_PAGES	(SZ_256M / PAGE_SIZE)
 #define CHUNK_PAGES	64
 
+#define NX_HUGE_PAGES	"/sys/module/kvm/parameters/nx_huge_pages"
+
 #define PM_PFN		GENMASK_ULL(54, 0)
 #define PM_FILE		BIT_ULL(61)
 #define PM_PRESENT	BIT_ULL(63)
