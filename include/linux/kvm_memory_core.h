@@ -20,6 +20,14 @@ void kvm_free_memslot(struct kvm *kvm, struct kvm_memory_slot *slot);
 /* Largest number of entries in a list: one list can replace every user slot. */
 enum { KVM_MEMORY_REGION_LIST_MAX = 2 * KVM_USER_MEM_SLOTS };
 
+/* The fields of an entry that KVM knows and that were padding at first. */
+enum {
+	KVM_MEMORY_REGION_LIST_FIELDS =
+		KVM_MEMORY_REGION_LIST_DIRTY_BITMAP |
+		(IS_ENABLED(CONFIG_KVM_GUEST_MEMFD) ?
+		 KVM_MEMORY_REGION_LIST_GUEST_MEMFD : 0)
+};
+
 /* The bit in a generation that forbids caching it. */
 enum {
 	KVM_MEMORY_GEN_UPDATE_BIT =
@@ -33,6 +41,7 @@ enum {
  * @user_slots: number of slot ids for userspace
  * @max_user_pages: largest size of a user slot, in pages
  * @flags: flags that a slot may have
+ * @bitmaps: whether slots that log have dirty bitmaps
  */
 struct kvm_memory_limits {
 	u16 address_spaces;
@@ -40,6 +49,7 @@ struct kvm_memory_limits {
 	u16 user_slots;
 	u64 max_user_pages;
 	u32 flags;
+	bool bitmaps;
 };
 
 /**
@@ -103,7 +113,14 @@ int kvm_memory_gmem_prepare(struct kvm *kvm, struct kvm_memory_slot *slot,
 			    unsigned int fd, u64 offset);
 int kvm_memory_gmem_bind(struct kvm *kvm, struct kvm_memory_slot *slot);
 void kvm_memory_gmem_unbind(struct kvm_memory_slot *slot);
+void kvm_memory_gmem_rebind(struct kvm_memory_slot *slot, struct file *file);
 struct file *kvm_memory_gmem_file(struct kvm_memory_slot *slot);
+u64 kvm_memory_gmem_pgoff(struct kvm_memory_slot *slot);
+int kvm_memory_gmem_get(struct kvm *kvm, unsigned int fd, u64 offset,
+			u64 npages, struct file **file);
+int kvm_memory_fault_in_log(u64 address, u64 npages);
+int kvm_memory_copy_log(struct kvm_memory_slot *slot, u64 address);
+int kvm_memory_copy_started_log(struct kvm *kvm, u64 address, u64 npages);
 int kvm_memory_lock_slots_interruptible(struct kvm *kvm);
 
 /* rust/kvm/memslots/x86.c */

@@ -14,17 +14,35 @@
 /* Capabilities, numbered far above those in <linux/kvm.h>. */
 #define KVM_CAP_USER_MEMORY_REGION_LIST	0x10001
 #define KVM_CAP_MAP_MEMORY		0x10002
+#define KVM_CAP_USER_MEMORY_REGION_LIST_FIELDS	0x10004
+
+/*
+ * KVM_CHECK_EXTENSION returns for KVM_CAP_USER_MEMORY_REGION_LIST_FIELDS which
+ * fields of an entry KVM knows that were padding at first.
+ */
+#define KVM_MEMORY_REGION_LIST_DIRTY_BITMAP	(1U << 0)
+#define KVM_MEMORY_REGION_LIST_GUEST_MEMFD	(1U << 1)
 
 /**
  * struct kvm_userspace_memory_region_entry - one memslot update of a list
  * @slot: slot id in bits 0-15, address space in bits 16-31
- * @flags: any of KVM_MEM_LOG_DIRTY_PAGES and KVM_MEM_READONLY
+ * @flags: any of KVM_MEM_LOG_DIRTY_PAGES and KVM_MEM_READONLY; or
+ *	KVM_MEM_GUEST_MEMFD
  * @guest_phys_addr: guest physical address of the slot, in bytes, page aligned
  * @memory_size: size of the slot in bytes, page aligned; 0 deletes the slot
  * @userspace_addr: user address of the slot's memory, page aligned
  * @invalidate_slot: 1 asserts that the entry deletes or moves the slot, and
  *	fails with EINVAL if it does neither; 0 asserts nothing
- * @padding: must be 0
+ * @pad1: must be 0
+ * @guest_memfd: file descriptor of the guest_memfd that the slot is bound to;
+ *	must be 0 without KVM_MEM_GUEST_MEMFD
+ * @guest_memfd_offset: offset in the guest_memfd in bytes, page aligned; must
+ *	be 0 without KVM_MEM_GUEST_MEMFD
+ * @dirty_bitmap: user address that receives what KVM_GET_DIRTY_LOG would give
+ *	of a slot that the entry deletes, when nothing writes to its log any
+ *	more; 0 if not wanted; must be 0 unless the entry deletes a slot that
+ *	logs
+ * @pad2: must be 0
  *
  * The first 32 bytes have the layout and the meaning of struct
  * kvm_userspace_memory_region.
@@ -36,7 +54,11 @@ struct kvm_userspace_memory_region_entry {
 	__u64 memory_size;
 	__u64 userspace_addr;
 	__u8 invalidate_slot;
-	__u8 padding[31];
+	__u8 pad1[3];
+	__u32 guest_memfd;
+	__u64 guest_memfd_offset;
+	__u64 dirty_bitmap;
+	__u8 pad2[8];
 };
 
 /**

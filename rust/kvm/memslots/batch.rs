@@ -30,13 +30,16 @@ use super::{
         Origin,
         Scratch, //
     },
+    last_log::StartedLogs,
     locks::SlotsLocked,
-    new_slot::GuestMemfd,
+    memfd::Memfds,
+    rank_set::RankSet,
     types::Entry,
     view::ActiveSlots, //
 };
 
 use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
     bindings::kvm_memory_report,
     prelude::*,
     time::{
@@ -49,19 +52,18 @@ use kernel::{
 /// in the hash table. The exact value is uncritical: near it, both are fast.
 const INDEX_FROM: usize = 256;
 
-/// Checks a batch and carries it out. `scratch` is working memory for `entries`; `memfd` belongs to
-/// the only entry of a single update.
+/// Checks a batch and carries it out. `scratch` is working memory for `entries`.
 ///
 /// Borrows `slots` mutably, because it frees slots: the caller cannot keep slots that it has looked
 /// up before.
 ///
 /// Returns the error of the first entry that would have failed, or one of preparing the batch. The
-/// slots then are what they were.
+/// slots then are what they were, with one exception: `EFAULT` where last dirty bits could not be
+/// copied to userspace after all.
 pub(super) fn run(
     slots: &mut SlotsLocked<'_>,
     entries: &[Entry],
     origin: Origin,
-    memfd: Option<GuestMemfd>,
     scratch: Scratch<'_>,
 ) -> Result {
     let start = Instant::<Monotonic>::now();
@@ -71,7 +73,7 @@ pub(super) fn run(
         failed: -1,
         ..Default::default()
     };
-    let result = carry_out(slots, entries, origin, memfd, scratch, &mut report);
+    let result = carry_out(slots, entries, origin, scratch, &mut report);
     report.swaps = slots.swaps().wrapping_sub(swaps) as u32;
     report.duration_ns = start.elapsed().as_nanos() as u64;
     report.error = result.err().map_or(0, |error| error.to_errno());
@@ -84,23 +86,35 @@ fn carry_out(
     slots: &SlotsLocked<'_>,
     entries: &[Entry],
     origin: Origin,
-    memfd: Option<GuestMemfd>,
     scratch: Scratch<'_>,
     report: &mut kvm_memory_report,
 ) -> Result {
-    let prepared = {
+    let memfds = Memfds::new(slots, entries, origin)?;
+    let mut by_file = KVVec::from_elem(0, memfds.len(), GFP_KERNEL_ACCOUNT)?;
+    let words = RankSet::words(memfds.len());
+    let mut file_ranks = KVVec::from_elem(0, words, GFP_KERNEL_ACCOUNT)?;
+    let scratch = Scratch {
+        by_file: &mut by_file,
+        file_ranks: &mut file_ranks,
+        ..scratch
+    };
+    let (prepared, started) = {
         // Both are dropped before the first step that frees slots.
-        let active = ActiveSlots::new(slots, entries.len() >= INDEX_FROM)?;
+        let active = ActiveSlots::new(slots, memfds, entries.len() >= INDEX_FROM)?;
         let plan = check::check(&active, entries, origin, scratch).map_err(|refused| {
             report.failed = refused.index as i32;
             Error::from(refused.error)
         })?;
+        let started = StartedLogs::new(&plan).map_err(|(entry, error)| {
+            report.failed = entry as i32;
+            error
+        })?;
         if plan.net_changes().next().is_none() {
-            return Ok(());
+            return started.copy(slots);
         }
-        Prepared::new(&active, &plan, memfd, origin == Origin::List)?
+        let prepared = Prepared::new(&active, &plan, origin == Origin::List)?;
+        (prepared, started)
     };
     prepared.report(report);
-    prepared.invalidate()?.publish().finish();
-    Ok(())
+    prepared.invalidate()?.publish().finish(&started)
 }

@@ -30,10 +30,8 @@ use super::{
         ArchLocked,
         SlotsLocked, //
     },
-    new_slot::{
-        GuestMemfd,
-        NewSlot, //
-    },
+    last_log::StartedLogs,
+    new_slot::NewSlot,
     old_slot::OldSlot,
     reshape::Reshape,
     types::Change,
@@ -56,14 +54,13 @@ pub(super) struct Prepared<'a, 'vm> {
 
 impl<'a, 'vm> Prepared<'a, 'vm> {
     /// Prepares the changes of `plan`, which was made from `slots`: new slots, INVALID copies, dirty
-    /// bitmaps, the architecture's data, the binding to `memfd`. Slots are only reshaped if
+    /// bitmaps, the architecture's data, bindings to guest_memfds. Slots are only reshaped if
     /// `may_reshape`.
     ///
     /// Fails with the error of an allocation, of the architecture's hook or of the guest_memfd.
     pub(super) fn new(
         slots: &ActiveSlots<'a, 'vm>,
         plan: &Plan<'_, ActiveSlots<'a, 'vm>>,
-        memfd: Option<GuestMemfd>,
         may_reshape: bool,
     ) -> Result<Self> {
         let locked = slots.locked();
@@ -77,18 +74,26 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
                 unsafe { OldSlot::new(slots.find(net.slot).ok_or(EIO)?) }
             };
             if let NetKind::Delete | NetKind::Replace(_) = net.kind {
-                let (old, invalid) = (old()?, None);
-                items.push(Item::Delete { old, invalid }, GFP_KERNEL_ACCOUNT)?;
+                let delete = Item::Delete {
+                    old: old()?,
+                    invalid: None,
+                    last_log: net.last_log,
+                };
+                items.push(delete, GFP_KERNEL_ACCOUNT)?;
             }
             let item = match net.kind {
                 NetKind::Delete => continue,
                 NetKind::Create(mapping) | NetKind::Replace(mapping) => {
                     let mut new = NewSlot::new(locked, net.slot, mapping, None, Relog::No)?;
+                    let memfd = slots.memfds().file(net.last);
                     if let Some(memfd) = memfd {
-                        new.open_memfd(memfd)?;
+                        new.open_memfd(plan.entry(net.last), memfd)?;
                     }
                     new.prepare_arch(&arch, None, Change::Create)?;
-                    new.bind_memfd()?;
+                    // What a slot is bound to that is deleted waits until nobody uses it.
+                    if memfd.is_some() && !slots.is_bound(net.last) {
+                        new.bind_memfd()?;
+                    }
                     Item::Create { new }
                 }
                 NetKind::Move(mapping, relog) => {
@@ -138,7 +143,7 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
     /// Replaces all slots that are deleted or moved with INVALID copies, in both lists, by one swap,
     /// and flushes their mappings from the second-level page tables. Does nothing if there are none.
     ///
-    /// Fails if [`Items::refresh`] does, after putting the old slots back.
+    /// Fails if [`Items::refresh`] or [`Items::take_over_memfds`] does, after putting the old slots back.
     pub(super) fn invalidate(self) -> Result<Invalidated<'a, 'vm>> {
         let Self {
             mut items,
@@ -171,7 +176,11 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
         }
 
         arch = slots.lock_arch();
-        if let Err(error) = items.refresh(&arch) {
+        // SAFETY: The swap has waited for readers that had found slots that are deleted. Slots with a
+        // guest_memfd are not reshaped, so that they have been flushed. `slots` proves that slots_lock
+        // is held, and outlives the batch.
+        let ready = items.refresh(&arch).and_then(|()| unsafe { items.take_over_memfds() });
+        if let Err(error) = ready {
             // Put the old slots back, whose data has been refreshed, before anything is freed.
             // SAFETY: Both lists contain the copies, which put_copies() above put there. `arch`
             // proves that slots_arch_lock is held.
@@ -240,8 +249,11 @@ pub(super) struct Published<'a, 'vm> {
 
 impl Published<'_, '_> {
     /// Updates the counts, calls the architecture's commit hooks, creations first, brings the mappings
-    /// of kept frames in line with the new slots, and frees the old ones.
-    pub(super) fn finish(self) {
+    /// of kept frames in line with the new slots, hands out last dirty bits, and frees the old slots.
+    ///
+    /// Fails with `EFAULT` if userspace has unmapped what receives last dirty bits since `started` was
+    /// made. The batch is complete then, too.
+    pub(super) fn finish(self, started: &StartedLogs) -> Result {
         let Self {
             items,
             reshape,
@@ -272,12 +284,20 @@ impl Published<'_, '_> {
                 slots.commit(Some(old.slot()), None, Change::Delete);
             }
         }
+        let mut result = started.copy(slots);
         for item in items.0 {
             match item {
-                // SAFETY: Both lists contain the final slots only, and the swap has waited for readers
-                // that had found others. A deleted slot shares resources with its INVALID copy only,
-                // which frees none of them.
-                Item::Delete { old, .. } => unsafe { old.free_with_resources(slots) },
+                Item::Delete { old, last_log, .. } => {
+                    if last_log != 0 {
+                        // SAFETY: Both lists contain the final slots only, and the swap has waited for
+                        // readers that had found others. The check has found that the slot logs to a
+                        // bitmap.
+                        result = result.and(unsafe { old.copy_log(last_log) });
+                    }
+                    // SAFETY: As above, no reader sees the slot. It shares resources with its INVALID
+                    // copy only, which frees none of them.
+                    unsafe { old.free_with_resources(slots) };
+                }
                 Item::Create { new } => new.leak(),
                 Item::Move {
                     old, new, relog, ..
@@ -287,6 +307,7 @@ impl Published<'_, '_> {
                 }
             }
         }
+        result
     }
 }
 

@@ -34,6 +34,7 @@ use super::{
     types::{
         Change,
         Entry,
+        FilePages,
         Mapping,
         SlotFlags,
         SlotId, //
@@ -55,6 +56,10 @@ pub enum Error {
     Invalid,
     /// `-EEXIST`: the range overlaps another slot.
     Exists,
+    /// `-EBADF`: the guest_memfd is not an open file.
+    BadFile,
+    /// `-ENXIO`: the VM has dirty rings in place of dirty bitmaps.
+    NoBitmap,
     /// `-EIO`: the VM's page count is less than the pages of its slots, which is a kernel bug.
     Corrupt,
 }
@@ -68,16 +73,13 @@ pub struct Refused {
     pub error: Error,
 }
 
-/// Where entries come from, which decides whether they may use a guest_memfd or internal slots.
+/// Where entries come from, which decides whether they may use internal slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// `KVM_SET_USER_MEMORY_REGION_LIST`.
     List,
     /// A single update.
-    Single {
-        /// In bytes. Only used with [`SlotFlags::GUEST_MEMFD`].
-        guest_memfd_offset: u64,
-    },
+    Single,
 }
 
 /// What a VM allows its slots to be (`struct kvm_memory_limits`).
@@ -93,6 +95,8 @@ pub struct Limits {
     pub max_user_pages: u64,
     /// Flags that a slot may have.
     pub flags: SlotFlags,
+    /// Whether slots that log have dirty bitmaps.
+    pub bitmaps: bool,
 }
 
 /// The VM as it is before the first entry.
@@ -110,6 +114,12 @@ pub trait View {
     fn is_user_range(&self, hva: Hva, size: u64) -> bool;
     /// Returns whether the architecture allows `change` (CREATE or MOVE) to put a slot at `gfns`.
     fn arch_allows(&self, change: Change, gfns: GfnRange) -> bool;
+    /// Returns the pages of a guest_memfd that entry number `index` wants its slot to be bound to, or
+    /// why it cannot be.
+    fn memfd(&self, index: usize) -> Result<FilePages, Error>;
+    /// Returns the lowest slot in the file that is bound to any of `pages`, and the end of what it is
+    /// bound to.
+    fn first_bound(&self, pages: FilePages) -> Option<(SlotId, u64)>;
 }
 
 /// No entry, where the number of one is expected.
@@ -123,6 +133,8 @@ pub struct Step {
     prev: u32,
     /// Position of the entry in the gfn order of all entries.
     rank: u32,
+    /// Position of the entry among those with a guest_memfd, in the order of files and pages.
+    file_rank: u32,
     /// For the first entry on a slot: the list has superseded all slots of the view from this one up
     /// to this frame number.
     skip: u64,
@@ -134,6 +146,7 @@ impl Step {
         change: Change::Nothing,
         prev: NONE,
         rank: 0,
+        file_rank: 0,
         skip: 0,
     };
 }
@@ -148,6 +161,11 @@ pub struct Scratch<'a> {
     pub by_gfn: &'a mut [u32],
     /// [`RankSet::words`]`(n)` words of 0.
     pub ranks: &'a mut [u64],
+    /// Room for m entry numbers, where m is the number of entries with a guest_memfd that the view
+    /// knows. These are sorted by file and page.
+    pub by_file: &'a mut [u32],
+    /// [`RankSet::words`]`(m)` words of 0.
+    pub file_ranks: &'a mut [u64],
 }
 
 /// The one change that has the same effect on a slot as all entries on it.
@@ -157,6 +175,11 @@ pub struct NetChange {
     pub slot: SlotId,
     /// The change.
     pub kind: NetKind,
+    /// Number of the last entry on the slot.
+    pub last: usize,
+    /// The user address that receives the last bits of the dirty log that the slot has had since before
+    /// the list, or 0. Only where the list deletes the slot.
+    pub last_log: u64,
 }
 
 /// Kinds of [`NetChange`], with what the slot maps after it.
@@ -172,6 +195,19 @@ pub enum NetKind {
     Move(Mapping, Relog),
     /// The flags change, or the dirty log starts anew.
     FlagsOnly(Mapping, Relog),
+}
+
+/// A dirty log whose last bits a deletion asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastLog {
+    /// Number of the entry.
+    pub entry: usize,
+    /// Size of the slot in pages.
+    pub npages: u64,
+    /// The user address that receives the bits.
+    pub address: u64,
+    /// Whether the list has started the log, so that no vCPU has written to it.
+    pub started: bool,
 }
 
 /// Whether the list turns dirty logging off and on again, so that the log starts anew.
@@ -201,6 +237,9 @@ struct Checker<'a, V> {
     by_slot: &'a [u32],
     by_gfn: &'a [u32],
     live: RankSet<'a>,
+    by_file: &'a [u32],
+    /// The live entries with a guest_memfd, by their rank.
+    bound: RankSet<'a>,
 }
 
 /// Checks `entries`, taken together, against the slots of `view`.
@@ -219,6 +258,8 @@ pub fn check<'a, V: View>(
         by_slot,
         by_gfn,
         ranks,
+        by_file,
+        file_ranks,
     } = scratch;
     let entry = |i: u32| &entries[i as usize];
 
@@ -236,6 +277,16 @@ pub fn check<'a, V: View>(
     for (rank, &i) in by_gfn.iter().enumerate() {
         steps[i as usize].rank = rank as u32;
     }
+    if !by_file.is_empty() {
+        let known = (0..entries.len()).filter(|&i| view.memfd(i).is_ok());
+        for (at, i) in by_file.iter_mut().zip(known) {
+            *at = i as u32;
+        }
+        by_file.sort_unstable_by_key(|&i| (view.memfd(i as usize).ok(), i));
+        for (rank, &i) in by_file.iter().enumerate() {
+            steps[i as usize].file_rank = rank as u32;
+        }
+    }
 
     let mut nr_pages = view.nr_pages();
     let mut checker = Checker {
@@ -246,6 +297,8 @@ pub fn check<'a, V: View>(
         by_slot,
         by_gfn,
         live: RankSet::new(ranks, entries.len()),
+        bound: RankSet::new(file_ranks, by_file.len()),
+        by_file,
     };
     for index in 0..entries.len() {
         checker
@@ -272,6 +325,10 @@ fn mapping(entry: &Entry) -> Option<Mapping> {
         hva: Hva(entry.userspace_addr),
         flags: SlotFlags(entry.flags),
     })
+}
+
+const fn logs(entry: &Entry) -> bool {
+    SlotFlags(entry.flags).contains(SlotFlags::LOG_DIRTY)
 }
 
 const fn is_page_aligned(value: u64) -> bool {
@@ -325,19 +382,37 @@ impl<V: View> Checker<'_, V> {
             return Err(Error::Invalid);
         }
 
+        // Only the log of a slot that goes can have last bits.
+        let logged =
+            old.is_some_and(|old| old.flags.contains(SlotFlags::LOG_DIRTY)) && new.is_none();
+        if entry.dirty_bitmap != 0 && !logged {
+            return Err(Error::Invalid);
+        }
+        if entry.dirty_bitmap != 0 && !self.limits.bitmaps {
+            return Err(Error::NoBitmap);
+        }
+
         if prev != NONE {
-            self.live.remove(self.steps[prev as usize].rank as usize);
+            let step = self.steps[prev as usize];
+            self.live.remove(step.rank as usize);
+            if self.entries[prev as usize].wants_memfd() {
+                self.bound.remove(step.file_rank as usize);
+            }
         }
         if let (Change::Create | Change::Move, Some(new)) = (change, new) {
             if self.collides(i, id, new.gfns) {
                 return Err(Error::Exists);
             }
-            // Errors of a guest_memfd take precedence over those of the architecture. prepare finds
-            // both, in this order.
-            if !new.flags.contains(SlotFlags::GUEST_MEMFD)
-                && !self.view.arch_allows(change, new.gfns)
-            {
+            let memfd = new
+                .flags
+                .contains(SlotFlags::GUEST_MEMFD)
+                .then(|| self.view.memfd(i));
+            let pages = memfd.transpose()?;
+            if !self.view.arch_allows(change, new.gfns) {
                 return Err(Error::Invalid);
+            }
+            if let Some(pages) = pages {
+                self.bind(i, pages)?;
             }
         }
 
@@ -362,18 +437,17 @@ impl<V: View> Checker<'_, V> {
             // KVM can neither log nor write-protect private memory.
             known = SlotFlags(known.0 & SlotFlags::GUEST_MEMFD.0);
         }
-        let memfd_ok = match origin {
-            Origin::List => !memfd,
-            Origin::Single { guest_memfd_offset } => {
-                !memfd
-                    || (is_page_aligned(guest_memfd_offset)
-                        && guest_memfd_offset.checked_add(entry.memory_size).is_some())
-            }
+        let offset = entry.guest_memfd_offset;
+        let memfd_ok = if memfd {
+            is_page_aligned(offset) && offset.checked_add(entry.memory_size).is_some()
+        } else {
+            entry.guest_memfd == 0 && offset == 0
         };
 
         let valid = known.contains(flags)
             && memfd_ok
-            && entry.padding == [0; 31]
+            && entry.pad1 == [0; 3]
+            && entry.pad2 == [0; 8]
             && entry.invalidate_slot <= 1
             && is_page_aligned(entry.memory_size)
             && is_page_aligned(entry.guest_phys_addr)
@@ -433,6 +507,30 @@ impl<V: View> Checker<'_, V> {
         false
     }
 
+    /// Binds the slot that entry `i` creates to `pages` of a guest_memfd, or fails if another slot is
+    /// bound to one of them, as slots are before entry `i`.
+    fn bind(&mut self, i: usize, pages: FilePages) -> Result<(), Error> {
+        let rank = self.steps[i].file_rank as usize;
+        let neighbours = [self.bound.before(rank), self.bound.after(rank)];
+        for rank in neighbours.into_iter().flatten() {
+            let other = self.by_file[rank] as usize;
+            if self.view.memfd(other).is_ok_and(|other| other.overlaps(pages)) {
+                return Err(Error::Exists);
+            }
+        }
+
+        let mut rest = pages;
+        while let Some((other, end)) = self.view.first_bound(rest) {
+            // A slot with a guest_memfd only changes by being deleted.
+            if self.superseded(other, i).is_none() {
+                return Err(Error::Exists);
+            }
+            rest.start = end;
+        }
+        self.bound.insert(rank);
+        Ok(())
+    }
+
     /// Makes later look-ups skip `gfns` in one step. The list has superseded all slots of the view in
     /// this range.
     fn skip_superseded(&mut self, i: usize, as_id: u16, mut gfns: GfnRange) {
@@ -470,16 +568,74 @@ impl<V: View> Plan<'_, V> {
     /// Returns the slots that end up different, in the order of address space and id.
     pub fn net_changes(&self) -> impl Iterator<Item = NetChange> + '_ {
         self.by_slot
-            .chunk_by(|&a, &b| self.entry(a).slot == self.entry(b).slot)
+            .chunk_by(|&a, &b| self.entry(a as usize).slot == self.entry(b as usize).slot)
             .filter_map(|run| {
-                let slot = self.entry(*run.first()?).slot_id();
+                let slot = self.entry(*run.first()? as usize).slot_id();
                 let kind = self.net_change(slot, run)?;
-                Some(NetChange { slot, kind })
+                let last_log = match kind {
+                    NetKind::Delete | NetKind::Replace(_) => self.last_log(run),
+                    _ => 0,
+                };
+                Some(NetChange {
+                    slot,
+                    kind,
+                    last: *run.last()? as usize,
+                    last_log,
+                })
             })
     }
 
-    fn entry(&self, i: u32) -> &Entry {
-        &self.entries[i as usize]
+    /// Returns the number and the size in pages of each deletion that asks for the last dirty bits of
+    /// its slot, and where they go. They are those of the log that the slot had before the list, or of a
+    /// log that the list has started.
+    pub fn last_logs(&self) -> impl Iterator<Item = LastLog> + '_ {
+        let asks = |&i: &usize| self.entries[i].dirty_bitmap != 0;
+        (0..self.entries.len()).filter(asks).filter_map(|i| {
+            let entry = &self.entries[i];
+            let old = match self.steps[i].prev {
+                NONE => self.view.slot(entry.slot_id()),
+                prev => mapping(self.entry(prev as usize)),
+            };
+            Some(LastLog {
+                entry: i,
+                npages: old?.npages(),
+                address: entry.dirty_bitmap,
+                started: self.log_started(i),
+            })
+        })
+    }
+
+    /// Returns whether the log of the slot that entry `i` deletes was started by an entry of the list.
+    fn log_started(&self, i: usize) -> bool {
+        let mut prev = self.steps[i].prev;
+        while prev != NONE {
+            let step = &self.steps[prev as usize];
+            if step.change == Change::Create || !logs(self.entry(prev as usize)) {
+                return true;
+            }
+            prev = step.prev;
+        }
+        !self
+            .view
+            .slot(self.entries[i].slot_id())
+            .is_some_and(|old| old.flags.contains(SlotFlags::LOG_DIRTY))
+    }
+
+    /// Returns the user address that receives the last bits of the log that the slot of the entries
+    /// `run` had before the list, or 0.
+    fn last_log(&self, run: &[u32]) -> u64 {
+        let first = run
+            .iter()
+            .find(|&&i| self.steps[i as usize].change == Change::Delete);
+        match first {
+            Some(&i) if !self.log_started(i as usize) => self.entry(i as usize).dirty_bitmap,
+            _ => 0,
+        }
+    }
+
+    /// Returns entry number `i`.
+    pub fn entry(&self, i: usize) -> &Entry {
+        &self.entries[i]
     }
 
     /// Combines the entries `run`, which are all those on `slot`, in the order of the list.
@@ -491,7 +647,7 @@ impl<V: View> Plan<'_, V> {
         if change(last) == Change::Delete {
             return old.map(|_| NetKind::Delete);
         }
-        let new = mapping(self.entry(last))?;
+        let new = mapping(self.entry(last as usize))?;
         let Some(old) = old else {
             return Some(NetKind::Create(new));
         };
@@ -499,7 +655,7 @@ impl<V: View> Plan<'_, V> {
             return Some(NetKind::Replace(new));
         }
 
-        let logs = |i: u32| SlotFlags(self.entry(i).flags).contains(SlotFlags::LOG_DIRTY);
+        let logs = |i: u32| logs(self.entry(i as usize));
         let relog = if logs(last) && run.iter().any(|&i| !logs(i)) {
             Relog::Yes
         } else {

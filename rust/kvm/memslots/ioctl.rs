@@ -14,7 +14,6 @@ use super::{
         Step, //
     },
     locks::SlotsLocked,
-    new_slot::GuestMemfd,
     rank_set::RankSet,
     types::{
         Entry,
@@ -57,6 +56,9 @@ const _: () = {
     assert!(offset_of!(Entry, memory_size) == offset_of!(Uapi, memory_size));
     assert!(offset_of!(Entry, userspace_addr) == offset_of!(Uapi, userspace_addr));
     assert!(offset_of!(Entry, invalidate_slot) == offset_of!(Uapi, invalidate_slot));
+    assert!(offset_of!(Entry, guest_memfd) == offset_of!(Uapi, guest_memfd));
+    assert!(offset_of!(Entry, guest_memfd_offset) == offset_of!(Uapi, guest_memfd_offset));
+    assert!(offset_of!(Entry, dirty_bitmap) == offset_of!(Uapi, dirty_bitmap));
 };
 
 /// The part of `struct kvm_userspace_memory_region_list` before the entries.
@@ -75,6 +77,8 @@ impl From<check::Error> for Error {
         match error {
             check::Error::Invalid => EINVAL,
             check::Error::Exists => EEXIST,
+            check::Error::BadFile => EBADF,
+            check::Error::NoBitmap => ENXIO,
             check::Error::Corrupt => EIO,
         }
     }
@@ -105,30 +109,28 @@ pub unsafe extern "C" fn kvm_set_memory_region(
 }
 
 fn set_region(slots: &mut SlotsLocked<'_>, mem: &bindings::kvm_userspace_memory_region2) -> Result {
-    let entries = [Entry {
+    let mut entry = Entry {
         slot: mem.slot,
         flags: mem.flags,
         guest_phys_addr: mem.guest_phys_addr,
         memory_size: mem.memory_size,
         userspace_addr: mem.userspace_addr,
         ..Entry::default()
-    }];
-    let memfd = SlotFlags(mem.flags)
-        .contains(SlotFlags::GUEST_MEMFD)
-        .then_some(GuestMemfd {
-            fd: mem.guest_memfd,
-            offset: mem.guest_memfd_offset,
-        });
-    let origin = Origin::Single {
-        guest_memfd_offset: mem.guest_memfd_offset,
     };
+    // A single update may have anything in the fields that it does not use.
+    if SlotFlags(mem.flags).contains(SlotFlags::GUEST_MEMFD) {
+        entry.guest_memfd = mem.guest_memfd;
+        entry.guest_memfd_offset = mem.guest_memfd_offset;
+    }
     let scratch = Scratch {
         steps: &mut [Step::EMPTY],
         by_slot: &mut [0],
         by_gfn: &mut [0],
         ranks: &mut [0],
+        by_file: &mut [],
+        file_ranks: &mut [],
     };
-    batch::run(slots, &entries, origin, memfd, scratch)
+    batch::run(slots, &[entry], Origin::Single, scratch)
 }
 
 /// Implements `KVM_SET_USER_MEMORY_REGION_LIST`. Returns 0 or a negative errno.
@@ -173,11 +175,13 @@ fn set_region_list(vm: Vm<'_>, argp: UserPtr) -> Result {
         by_slot: &mut by_slot,
         by_gfn: &mut by_gfn,
         ranks: &mut ranks,
+        by_file: &mut [],
+        file_ranks: &mut [],
     };
 
     let mut slots = SlotsLocked::lock(vm);
     slots.count_list(header.nent.into());
-    batch::run(&mut slots, &entries, Origin::List, None, scratch)
+    batch::run(&mut slots, &entries, Origin::List, scratch)
 }
 
 /// Copies `n` entries from user address `argp`.

@@ -35,6 +35,8 @@ pub(super) enum Item<'vm> {
     Delete {
         old: OldSlot,
         invalid: Option<SlotBox>,
+        /// The user address that receives the last dirty bits, or 0.
+        last_log: u64,
     },
     Move {
         old: OldSlot,
@@ -61,7 +63,7 @@ impl<'vm> Item<'vm> {
     /// Returns the slot that is deleted or moved, and its INVALID copy if it has one.
     pub(super) fn invalidated(&self) -> Option<(Slot<'_>, Slot<'_>)> {
         match self {
-            Item::Delete { old, invalid } | Item::Move { old, invalid, .. } => {
+            Item::Delete { old, invalid, .. } | Item::Move { old, invalid, .. } => {
                 Some((old.slot(), invalid.as_ref()?.slot()))
             }
             Item::Create { .. } | Item::FlagsOnly { .. } => None,
@@ -191,11 +193,48 @@ impl<'vm> Items<'vm> {
     /// Makes INVALID copies of all slots that are deleted or moved.
     pub(super) fn copy_invalid(&mut self, arch: &ArchLocked<'_, 'vm>) -> Result {
         for item in &mut self.0 {
-            if let Item::Delete { old, invalid } | Item::Move { old, invalid, .. } = item {
+            if let Item::Delete { old, invalid, .. } | Item::Move { old, invalid, .. } = item {
                 *invalid = Some(SlotBox::invalid_copy(old.slot(), arch)?);
             }
         }
         Ok(())
+    }
+
+    /// Binds the new slots that take over pages of a guest_memfd from slots that are deleted. Fails with
+    /// the error of binding one, after binding the old slots again.
+    ///
+    /// # Safety
+    ///
+    /// Readers see the INVALID copies of all slots that are deleted, and nothing is mapped of those
+    /// that have a guest_memfd. slots_lock is held until the batch ends.
+    pub(super) unsafe fn take_over_memfds(&mut self) -> Result {
+        let waits = |item: &Item<'vm>| item.successor().is_some_and(NewSlot::waits_for_memfd);
+        if !self.0.iter().any(waits) {
+            return Ok(());
+        }
+        for item in &mut self.0 {
+            if let Item::Delete { old, .. } = item {
+                // SAFETY: The caller guarantees what this needs.
+                unsafe { old.unbind_memfd() };
+            }
+        }
+        let result = self.0.iter_mut().try_for_each(|item| match item {
+            Item::Create { new } => new.bind_memfd(),
+            _ => Ok(()),
+        });
+        if result.is_err() {
+            for item in &mut self.0 {
+                if let Item::Create { new } = item {
+                    new.unbind_memfd();
+                }
+            }
+            for item in &mut self.0 {
+                if let Item::Delete { old, .. } = item {
+                    old.rebind_memfd();
+                }
+            }
+        }
+        result
     }
 
     /// Compares the slots that are removed with those that are added. Clears the dirty bits of kept

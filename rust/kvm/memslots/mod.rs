@@ -14,10 +14,12 @@
 //! | `batch.rs` | the phases of a batch, in their order |
 //! | `changes.rs` | prepare and commit |
 //! | `items.rs` | the changes of a batch: slots that it adds and removes |
+//! | `last_log.rs` | last dirty bits of slots that a list deletes |
 //! | `new_slot.rs`, `old_slot.rs` | a slot that a batch adds, one that it removes |
 //! | `dirty.rs` | carrying dirty bits to the slots that a batch adds |
 //! | `reshape.rs` | what a batch does about frames that stay, and about those that go |
 //! | `view.rs` | the active slots, as check looks at them |
+//! | `memfd.rs` | the guest_memfds that entries name |
 //! | `check.rs`, `rank_set.rs` | what each entry means, or why it is refused; pure |
 //! | `frames.rs` | which frames stay where they are; pure |
 //! | `swap.rs` | the two lists of each address space, and the swap |
@@ -37,8 +39,10 @@ pub mod frames;
 mod hooks;
 pub mod ioctl;
 mod items;
+mod last_log;
 mod list;
 pub(crate) mod locks;
+mod memfd;
 mod new_slot;
 mod old_slot;
 pub mod rank_set;

@@ -8,12 +8,14 @@ use super::{
         ArchLocked,
         SlotsLocked, //
     },
+    memfd::MemfdFile,
     slot::{
         Slot,
         SlotBox, //
     },
     types::{
         Change,
+        Entry,
         Mapping,
         SlotFlags,
         SlotId, //
@@ -40,14 +42,6 @@ use kernel::{
     prelude::*, //
 };
 
-/// The guest_memfd that a new slot is bound to.
-#[derive(Clone, Copy)]
-pub(super) struct GuestMemfd {
-    pub(super) fd: u32,
-    /// Of the slot's first frame in the file, in bytes.
-    pub(super) offset: u64,
-}
-
 /// A slot that a batch adds, and its resources: dirty bitmap, the architecture's data, binding to a
 /// guest_memfd.
 ///
@@ -65,25 +59,9 @@ pub(super) struct NewSlot<'vm> {
     slot: SlotBox,
     owns_bitmap: bool,
     owns_arch: bool,
+    /// The guest_memfd that the slot is bound to, or will be.
     memfd: Option<MemfdFile>,
-}
-
-/// The file of a guest_memfd.
-///
-/// # Invariants
-///
-/// Owns a reference to `file`.
-struct MemfdFile {
-    file: NonNull<bindings::file>,
-    /// Whether the slot is bound to the file.
-    bound: bool,
-}
-
-impl Drop for MemfdFile {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant `self` owns the reference that is dropped here.
-        unsafe { bindings::fput(self.file.as_ptr()) };
-    }
+    is_bound: bool,
 }
 
 impl<'vm> NewSlot<'vm> {
@@ -103,6 +81,7 @@ impl<'vm> NewSlot<'vm> {
             owns_bitmap: false,
             owns_arch: false,
             memfd: None,
+            is_bound: false,
         };
         if mapping.flags.contains(SlotFlags::LOG_DIRTY) {
             let bitmap = old.map_or(null_mut(), Slot::dirty_bitmap);
@@ -179,39 +158,55 @@ impl<'vm> NewSlot<'vm> {
         to_result(unsafe { bindings::kvm_arch_refresh_memory_region(self.vm.as_ptr(), new) })
     }
 
-    /// Looks up the guest_memfd, and keeps a reference to its file.
-    pub(super) fn open_memfd(&mut self, memfd: GuestMemfd) -> Result {
+    /// Looks up the guest_memfd that `entry` names, which was `file` when the entry was checked, and
+    /// keeps a reference to its file. Fails with `EBADF` if userspace has put another file there.
+    pub(super) fn open_memfd(&mut self, entry: &Entry, file: &MemfdFile) -> Result {
         let slot = self.slot.as_mut_ptr();
         // SAFETY: The VM is not freed. `self.slot` owns the slot, which by the type invariant no
         // reader sees.
-        let file = unsafe {
+        let found = unsafe {
             to_result(bindings::kvm_memory_gmem_prepare(
                 self.vm.as_ptr(),
                 slot,
-                memfd.fd,
-                memfd.offset,
+                entry.guest_memfd,
+                entry.guest_memfd_offset,
             ))?;
             bindings::kvm_memory_gmem_file(slot)
         };
-        // INVARIANT: kvm_memory_gmem_prepare() has taken a reference to the file, which its caller
-        // owns.
-        self.memfd = Some(MemfdFile {
-            file: NonNull::new(file).ok_or(EIO)?,
-            bound: false,
-        });
+        // SAFETY: kvm_memory_gmem_prepare() has taken a reference to the file for its caller.
+        let found = unsafe { MemfdFile::from_raw(NonNull::new(found).ok_or(EIO)?) };
+        if !found.is(file) {
+            return Err(EBADF);
+        }
+        self.memfd = Some(found);
         Ok(())
     }
 
-    /// Binds the slot to its guest_memfd, if it has one.
+    /// Returns whether the slot has a guest_memfd that it is not bound to yet.
+    pub(super) fn waits_for_memfd(&self) -> bool {
+        self.memfd.is_some() && !self.is_bound
+    }
+
+    /// Binds the slot to its guest_memfd, if it waits for that.
     pub(super) fn bind_memfd(&mut self) -> Result {
         let slot = self.slot.as_mut_ptr();
-        if let Some(memfd) = &mut self.memfd {
-            // SAFETY: The VM is not freed. `self.slot` owns the slot, and by its invariant `memfd`
-            // owns a reference to the file that open_memfd() has looked up for it.
+        if self.waits_for_memfd() {
+            // SAFETY: The VM is not freed. `self.slot` owns the slot, and `self.memfd` a reference to
+            // the file that open_memfd() has looked up for it.
             to_result(unsafe { bindings::kvm_memory_gmem_bind(self.vm.as_ptr(), slot) })?;
-            memfd.bound = true;
+            self.is_bound = true;
         }
         Ok(())
+    }
+
+    /// Undoes [`Self::bind_memfd`]. The batch fails: the slot will not be bound again.
+    pub(super) fn unbind_memfd(&mut self) {
+        if self.is_bound {
+            // SAFETY: bind_memfd() has bound the slot, which `self.slot` owns. By the type invariant
+            // no list contains it.
+            unsafe { bindings::kvm_memory_gmem_unbind(self.slot.as_mut_ptr()) };
+            self.is_bound = false;
+        }
     }
 
     /// Leaves the slot and its resources to the lists that contain it.
@@ -224,13 +219,9 @@ impl<'vm> NewSlot<'vm> {
 
 impl Drop for NewSlot<'_> {
     fn drop(&mut self) {
-        let slot = self.slot.as_mut_ptr();
         // In the reverse order of preparation.
-        if self.memfd.as_ref().is_some_and(|memfd| memfd.bound) {
-            // SAFETY: bind_memfd() has bound the slot, which `self.slot` owns. By the type invariant
-            // no list contains it.
-            unsafe { bindings::kvm_memory_gmem_unbind(slot) };
-        }
+        self.unbind_memfd();
+        let slot = self.slot.as_mut_ptr();
         if self.owns_arch {
             // SAFETY: The VM is not freed, and `self.slot` owns the slot. By the type invariant no
             // list contains it, and no other slot has its data.

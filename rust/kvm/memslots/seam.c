@@ -6,6 +6,7 @@
  */
 #include <linux/hashtable.h>
 #include <linux/kvm_memory_core.h>
+#include <linux/pagemap.h>
 #include <linux/rcuwait.h>
 
 #include "../../../virt/kvm/guest_memfd.h"
@@ -27,6 +28,7 @@ void kvm_memory_get_limits(struct kvm *kvm, struct kvm_memory_limits *limits)
 		limits->flags |= KVM_MEM_READONLY;
 	if (IS_ENABLED(CONFIG_KVM_GUEST_MEMFD))
 		limits->flags |= KVM_MEM_GUEST_MEMFD;
+	limits->bitmaps = kvm_use_dirty_bitmap(kvm);
 }
 
 bool kvm_memory_is_user_range(u64 hva, u64 size)
@@ -128,7 +130,17 @@ void kvm_memory_gmem_unbind(struct kvm_memory_slot *slot)
 	kvm_gmem_unbind(slot);
 }
 
-/* Returns the file that kvm_memory_gmem_prepare() took a reference to. */
+void kvm_memory_gmem_rebind(struct kvm_memory_slot *slot, struct file *file)
+{
+#ifdef CONFIG_KVM_GUEST_MEMFD
+	kvm_gmem_rebind(slot, file);
+#endif
+}
+
+/*
+ * Returns the file that kvm_memory_gmem_prepare() took a reference to, or that
+ * the memslot is bound to; NULL if that has been closed.
+ */
 struct file *kvm_memory_gmem_file(struct kvm_memory_slot *slot)
 {
 #ifdef CONFIG_KVM_GUEST_MEMFD
@@ -136,6 +148,72 @@ struct file *kvm_memory_gmem_file(struct kvm_memory_slot *slot)
 #else
 	return NULL;
 #endif
+}
+
+u64 kvm_memory_gmem_pgoff(struct kvm_memory_slot *slot)
+{
+#ifdef CONFIG_KVM_GUEST_MEMFD
+	return slot->gmem.pgoff;
+#else
+	return 0;
+#endif
+}
+
+/*
+ * Look up the guest_memfd of a memslot of @npages pages to come, and take a
+ * reference to its file.
+ */
+int kvm_memory_gmem_get(struct kvm *kvm, unsigned int fd, u64 offset,
+			u64 npages, struct file **file)
+{
+	struct kvm_memory_slot slot = { .npages = npages };
+	int r;
+
+	r = kvm_gmem_prepare_memory_region(kvm, &slot, fd, offset);
+	if (r)
+		return r;
+	*file = kvm_memory_gmem_file(&slot);
+	return 0;
+}
+
+/* As kvm_dirty_bitmap_bytes(). */
+static unsigned long log_bytes(u64 npages)
+{
+	return ALIGN(npages, BITS_PER_LONG) / BITS_PER_BYTE;
+}
+
+/* Find out whether the log of @npages pages can be copied to @address. */
+int kvm_memory_fault_in_log(u64 address, u64 npages)
+{
+	unsigned long bytes = log_bytes(npages);
+
+	if (!access_ok(u64_to_user_ptr(address), bytes))
+		return -EFAULT;
+	return fault_in_safe_writeable(u64_to_user_ptr(address), bytes) ?
+	       -EFAULT : 0;
+}
+
+int kvm_memory_copy_log(struct kvm_memory_slot *slot, u64 address)
+{
+	return copy_to_user(u64_to_user_ptr(address), slot->dirty_bitmap,
+			    kvm_dirty_bitmap_bytes(slot)) ? -EFAULT : 0;
+}
+
+/* Copy the log of a memslot of @npages pages that nobody has written to. */
+int kvm_memory_copy_started_log(struct kvm *kvm, u64 address, u64 npages)
+{
+	u64 __user *to = u64_to_user_ptr(address);
+	u64 word;
+
+	if (!kvm_dirty_log_manual_protect_and_init_set(kvm))
+		return clear_user(to, log_bytes(npages)) ? -EFAULT : 0;
+
+	for (; npages; npages -= min(npages, 64)) {
+		word = npages < 64 ? (1ULL << npages) - 1 : U64_MAX;
+		if (copy_to_user(to++, &word, sizeof(word)))
+			return -EFAULT;
+	}
+	return 0;
 }
 
 int kvm_memory_lock_slots_interruptible(struct kvm *kvm)

@@ -98,7 +98,15 @@ pub struct Entry {
     /// 1 asserts that the entry deletes or moves the slot. 0 asserts nothing.
     pub invalidate_slot: u8,
     /// Must be 0.
-    pub padding: [u8; 31],
+    pub pad1: [u8; 3],
+    /// A file descriptor. 0 without `KVM_MEM_GUEST_MEMFD`.
+    pub guest_memfd: u32,
+    /// In bytes, page aligned. 0 without `KVM_MEM_GUEST_MEMFD`.
+    pub guest_memfd_offset: u64,
+    /// The user address that receives the last dirty bits of a slot that the entry deletes, or 0.
+    pub dirty_bitmap: u64,
+    /// Must be 0.
+    pub pad2: [u8; 8],
 }
 
 const _: () = assert!(size_of::<Entry>() == 64);
@@ -107,6 +115,29 @@ impl Entry {
     /// Returns the slot that the entry updates.
     pub const fn slot_id(&self) -> SlotId {
         SlotId::from_uapi(self.slot)
+    }
+
+    /// Returns whether the entry asks for a slot that is bound to a guest_memfd.
+    pub const fn wants_memfd(&self) -> bool {
+        SlotFlags(self.flags).contains(SlotFlags::GUEST_MEMFD) && self.memory_size != 0
+    }
+}
+
+/// Pages of a guest_memfd, to which a slot is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FilePages {
+    /// Identifies the file.
+    pub file: usize,
+    /// Number of the first page.
+    pub start: u64,
+    /// End (exclusive).
+    pub end: u64,
+}
+
+impl FilePages {
+    /// Returns whether both contain the same page of the same file.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.file == other.file && self.start < other.end && other.start < self.end
     }
 }
 

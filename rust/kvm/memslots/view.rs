@@ -4,13 +4,16 @@
 
 use super::{
     check::{
+        self,
         Limits,
         View, //
     },
     locks::SlotsLocked,
+    memfd::Memfds,
     slot::Slot,
     types::{
         Change,
+        FilePages,
         Mapping,
         SlotFlags,
         SlotId, //
@@ -32,7 +35,7 @@ use kernel::{
     prelude::*, //
 };
 
-/// The active slots of a VM, with an optional index by id.
+/// The active slots of a VM, with an optional index by id, and the guest_memfds of a batch.
 ///
 /// A batch with many entries needs the index: KVM hashes ids to so few buckets that a VM with
 /// thousands of slots has long chains.
@@ -40,15 +43,21 @@ pub(super) struct ActiveSlots<'a, 'vm> {
     locked: &'a SlotsLocked<'vm>,
     /// By address space and id. Empty if there is no index.
     index: KVVec<Option<Slot<'a>>>,
+    memfds: Memfds,
 }
 
 impl<'a, 'vm> ActiveSlots<'a, 'vm> {
     /// If `indexed`, makes one pass over all slots, and then finds ids in constant time. Fails only
     /// if the index cannot be allocated.
-    pub(super) fn new(locked: &'a SlotsLocked<'vm>, indexed: bool) -> Result<Self, AllocError> {
+    pub(super) fn new(
+        locked: &'a SlotsLocked<'vm>,
+        memfds: Memfds,
+        indexed: bool,
+    ) -> Result<Self, AllocError> {
         let mut this = Self {
             locked,
             index: KVVec::new(),
+            memfds,
         };
         if !indexed {
             return Ok(this);
@@ -81,6 +90,17 @@ impl<'a, 'vm> ActiveSlots<'a, 'vm> {
         self.locked
     }
 
+    /// Returns the guest_memfds of the batch.
+    pub(super) fn memfds(&self) -> &Memfds {
+        &self.memfds
+    }
+
+    /// Returns whether a slot is bound to pages that entry number `entry` names.
+    pub(super) fn is_bound(&self, entry: usize) -> bool {
+        let pages = self.memfds.pages(entry).ok();
+        pages.is_some_and(|pages| self.memfds.first_bound(pages).is_some())
+    }
+
     /// Returns the slot `id` that readers see, or [`None`] if there is none.
     pub(super) fn find(&self, id: SlotId) -> Option<Slot<'a>> {
         if self.index.is_empty() {
@@ -103,6 +123,7 @@ impl View for ActiveSlots<'_, '_> {
             user_slots: limits.user_slots,
             max_user_pages: limits.max_user_pages,
             flags: SlotFlags(limits.flags),
+            bitmaps: limits.bitmaps,
         }
     }
 
@@ -126,5 +147,13 @@ impl View for ActiveSlots<'_, '_> {
 
     fn arch_allows(&self, change: Change, gfns: GfnRange) -> bool {
         self.locked.arch_allows(change, gfns)
+    }
+
+    fn memfd(&self, index: usize) -> Result<FilePages, check::Error> {
+        self.memfds.pages(index)
+    }
+
+    fn first_bound(&self, pages: FilePages) -> Option<(SlotId, u64)> {
+        self.memfds.first_bound(pages)
     }
 }

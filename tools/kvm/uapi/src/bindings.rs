@@ -35,6 +35,9 @@ impl<T> ::std::fmt::Debug for __IncompleteArrayField<T> {
 }
 pub const KVM_CAP_USER_MEMORY_REGION_LIST: u32 = 65537;
 pub const KVM_CAP_MAP_MEMORY: u32 = 65538;
+pub const KVM_CAP_USER_MEMORY_REGION_LIST_FIELDS: u32 = 65540;
+pub const KVM_MEMORY_REGION_LIST_DIRTY_BITMAP: u32 = 1;
+pub const KVM_MEMORY_REGION_LIST_GUEST_MEMFD: u32 = 2;
 pub const KVM_SET_USER_MEMORY_REGION_LIST: u32 = 1074310729;
 pub const KVM_MEMORY_MAPPING_FLAG_WRITE: u32 = 1;
 pub const KVM_MEMORY_MAPPING_FLAG_EXEC: u32 = 2;
@@ -44,7 +47,7 @@ pub const KVM_MAP_MEMORY: u32 = 3223367381;
 pub type __u8 = ::std::os::raw::c_uchar;
 pub type __u32 = ::std::os::raw::c_uint;
 pub type __u64 = ::std::os::raw::c_ulonglong;
-#[doc = " struct kvm_userspace_memory_region_entry - one memslot update of a list\n @slot: slot id in bits 0-15, address space in bits 16-31\n @flags: any of KVM_MEM_LOG_DIRTY_PAGES and KVM_MEM_READONLY\n @guest_phys_addr: guest physical address of the slot, in bytes, page aligned\n @memory_size: size of the slot in bytes, page aligned; 0 deletes the slot\n @userspace_addr: user address of the slot's memory, page aligned\n @invalidate_slot: 1 asserts that the entry deletes or moves the slot, and\n\tfails with EINVAL if it does neither; 0 asserts nothing\n @padding: must be 0\n\n The first 32 bytes have the layout and the meaning of struct\n kvm_userspace_memory_region."]
+#[doc = " struct kvm_userspace_memory_region_entry - one memslot update of a list\n @slot: slot id in bits 0-15, address space in bits 16-31\n @flags: any of KVM_MEM_LOG_DIRTY_PAGES and KVM_MEM_READONLY; or\n\tKVM_MEM_GUEST_MEMFD\n @guest_phys_addr: guest physical address of the slot, in bytes, page aligned\n @memory_size: size of the slot in bytes, page aligned; 0 deletes the slot\n @userspace_addr: user address of the slot's memory, page aligned\n @invalidate_slot: 1 asserts that the entry deletes or moves the slot, and\n\tfails with EINVAL if it does neither; 0 asserts nothing\n @pad1: must be 0\n @guest_memfd: file descriptor of the guest_memfd that the slot is bound to;\n\tmust be 0 without KVM_MEM_GUEST_MEMFD\n @guest_memfd_offset: offset in the guest_memfd in bytes, page aligned; must\n\tbe 0 without KVM_MEM_GUEST_MEMFD\n @dirty_bitmap: user address that receives what KVM_GET_DIRTY_LOG would give\n\tof a slot that the entry deletes, when nothing writes to its log any\n\tmore; 0 if not wanted; must be 0 unless the entry deletes a slot that\n\tlogs\n @pad2: must be 0\n\n The first 32 bytes have the layout and the meaning of struct\n kvm_userspace_memory_region."]
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct kvm_userspace_memory_region_entry {
@@ -54,7 +57,11 @@ pub struct kvm_userspace_memory_region_entry {
     pub memory_size: __u64,
     pub userspace_addr: __u64,
     pub invalidate_slot: __u8,
-    pub padding: [__u8; 31usize],
+    pub pad1: [__u8; 3usize],
+    pub guest_memfd: __u32,
+    pub guest_memfd_offset: __u64,
+    pub dirty_bitmap: __u64,
+    pub pad2: [__u8; 8usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -74,8 +81,16 @@ const _: () = {
         [::std::mem::offset_of!(kvm_userspace_memory_region_entry, userspace_addr) - 24usize];
     ["Offset of field: kvm_userspace_memory_region_entry::invalidate_slot"]
         [::std::mem::offset_of!(kvm_userspace_memory_region_entry, invalidate_slot) - 32usize];
-    ["Offset of field: kvm_userspace_memory_region_entry::padding"]
-        [::std::mem::offset_of!(kvm_userspace_memory_region_entry, padding) - 33usize];
+    ["Offset of field: kvm_userspace_memory_region_entry::pad1"]
+        [::std::mem::offset_of!(kvm_userspace_memory_region_entry, pad1) - 33usize];
+    ["Offset of field: kvm_userspace_memory_region_entry::guest_memfd"]
+        [::std::mem::offset_of!(kvm_userspace_memory_region_entry, guest_memfd) - 36usize];
+    ["Offset of field: kvm_userspace_memory_region_entry::guest_memfd_offset"]
+        [::std::mem::offset_of!(kvm_userspace_memory_region_entry, guest_memfd_offset) - 40usize];
+    ["Offset of field: kvm_userspace_memory_region_entry::dirty_bitmap"]
+        [::std::mem::offset_of!(kvm_userspace_memory_region_entry, dirty_bitmap) - 48usize];
+    ["Offset of field: kvm_userspace_memory_region_entry::pad2"]
+        [::std::mem::offset_of!(kvm_userspace_memory_region_entry, pad2) - 56usize];
 };
 #[doc = " struct kvm_userspace_memory_region_list - argument of\n\tKVM_SET_USER_MEMORY_REGION_LIST\n @nent: number of entries, at most what KVM_CHECK_EXTENSION returns for\n\tKVM_CAP_USER_MEMORY_REGION_LIST\n @flags: must be 0\n @entries: the updates; each one applies to the result of those before it"]
 #[repr(C)]

@@ -94,4 +94,4 @@ pub use memslots::{EntryError, Error, Flags, MemslotUpdate, Memslots, Region, Re
 pub use populate::{Access, Mapping, PopulateError, PopulateSteps, Progress, VcpuFdMemoryExt};
 pub use reason::{Field, Reason, PAGE_SIZE};
 pub use stats::Stats;
-pub use vm::VmFdMemoryExt;
+pub use vm::{ListFields, VmFdMemoryExt};

@@ -21,6 +21,9 @@ pub enum Field {
     UserspaceAddr,
     /// [`Mapping::source`](crate::Mapping::source)
     Source,
+    /// The offset of
+    /// [`RegionList::create_on_memfd`](crate::RegionList::create_on_memfd)
+    GuestMemfdOffset,
 }
 
 impl fmt::Display for Field {
@@ -30,6 +33,7 @@ impl fmt::Display for Field {
             Field::MemorySize => "memory_size",
             Field::UserspaceAddr => "userspace_addr",
             Field::Source => "source",
+            Field::GuestMemfdOffset => "guest_memfd_offset",
         })
     }
 }

@@ -5,10 +5,26 @@
 
 use std::os::raw::c_ulong;
 
+use bitflags::bitflags;
 use kvm_ioctls::VmFd;
 
-use crate::bindings::{KVM_CAP_MAP_MEMORY, KVM_CAP_USER_MEMORY_REGION_LIST};
+use crate::bindings::{
+    KVM_CAP_MAP_MEMORY, KVM_CAP_USER_MEMORY_REGION_LIST, KVM_CAP_USER_MEMORY_REGION_LIST_FIELDS,
+    KVM_MEMORY_REGION_LIST_DIRTY_BITMAP, KVM_MEMORY_REGION_LIST_GUEST_MEMFD,
+};
 use crate::memslots::{ioctl, Error, MemslotUpdate, RegionList};
+
+bitflags! {
+    /// What the entries of a list can have besides a region
+    /// (`KVM_CAP_USER_MEMORY_REGION_LIST_FIELDS`).
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    pub struct ListFields: u32 {
+        /// [`RegionList::delete_and_fetch_log`].
+        const DIRTY_BITMAP = KVM_MEMORY_REGION_LIST_DIRTY_BITMAP;
+        /// [`RegionList::create_on_memfd`].
+        const GUEST_MEMFD = KVM_MEMORY_REGION_LIST_GUEST_MEMFD;
+    }
+}
 
 /// Lists of memslot updates on a [`VmFd`], and which of this crate's ioctls the
 /// kernel has.
@@ -46,6 +62,9 @@ pub trait VmFdMemoryExt {
         self.max_memory_region_list_entries() > 0
     }
 
+    /// What the kernel accepts in an entry besides a region.
+    fn memory_region_list_fields(&self) -> ListFields;
+
     /// Whether vCPUs can populate memory with
     /// [`VcpuFdMemoryExt`](crate::VcpuFdMemoryExt) (`KVM_CAP_MAP_MEMORY`).
     fn can_populate(&self) -> bool;
@@ -64,7 +83,9 @@ pub trait VmFdMemoryExt {
     ///
     /// The guest may write to the memory that the entries name for as long as
     /// their slots exist. The memory must be mapped, and nothing in this
-    /// process may rely on its contents or hold a reference into it.
+    /// process may rely on its contents or hold a reference into it. The kernel
+    /// writes to each bitmap that an entry names: it must be large enough, and
+    /// nothing may use it during the call.
     ///
     /// # Example
     ///
@@ -131,6 +152,13 @@ impl VmFdMemoryExt for VmFd {
         let n = self.check_extension_raw(c_ulong::from(KVM_CAP_USER_MEMORY_REGION_LIST));
         // A negative number is an error of the ioctl.
         usize::try_from(n).unwrap_or(0)
+    }
+
+    fn memory_region_list_fields(&self) -> ListFields {
+        let fields =
+            self.check_extension_raw(c_ulong::from(KVM_CAP_USER_MEMORY_REGION_LIST_FIELDS));
+        // A negative number is an error of the ioctl.
+        ListFields::from_bits_truncate(u32::try_from(fields).unwrap_or(0))
     }
 
     fn can_populate(&self) -> bool {

@@ -37,7 +37,11 @@ fn entry_starts_with_the_struct_of_the_single_ioctl() {
         assert_eq!((entry, single), (expected, expected));
     }
     assert_eq!(size_of::<Single>(), offset_of!(Entry, invalidate_slot));
-    assert_eq!(offset_of!(Entry, padding), 33);
+    assert_eq!(offset_of!(Entry, pad1), 33);
+    assert_eq!(offset_of!(Entry, guest_memfd), 36);
+    assert_eq!(offset_of!(Entry, guest_memfd_offset), 40);
+    assert_eq!(offset_of!(Entry, dirty_bitmap), 48);
+    assert_eq!(offset_of!(Entry, pad2), 56);
 }
 
 #[test]

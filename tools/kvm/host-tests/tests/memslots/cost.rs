@@ -38,8 +38,8 @@ fn vm() -> Vm {
 
 /// The number of look-ups until `check` accepts `entries`.
 fn calls(vm: &Vm, entries: &[Entry]) -> usize {
-    let snapshot = Snapshot::new(vm);
-    judge(&snapshot, entries, Origin::List).expect("a list without faults");
+    let snapshot = Snapshot::new(vm, entries);
+    judge(&snapshot, Origin::List).expect("a list without faults");
     snapshot.calls.get()
 }
 

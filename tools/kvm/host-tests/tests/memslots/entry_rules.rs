@@ -123,6 +123,8 @@ fn arguments() {
     for bit in 0..32 {
         let expected = match 1 << bit {
             LOG | READONLY => Ok(Create),
+            // Slot 2 is bound to the same pages.
+            MEMFD => Err(Exists),
             _ => Err(Invalid),
         };
         let entry = Entry {
@@ -131,9 +133,9 @@ fn arguments() {
         };
         expect(&vm(), entry, Origin::List, expected);
     }
-    for i in 0..31 {
+    for i in 0..11 {
         let mut entry = good;
-        entry.padding[i] = 0x80;
+        *entry.pad1.iter_mut().chain(&mut entry.pad2).nth(i).unwrap() = 0x80;
         expect_both(entry, Err(Invalid));
     }
     for value in 2..=255 {
@@ -247,26 +249,74 @@ fn flags_of_the_vm() {
 #[test]
 fn guest_memfd() {
     let entry = |flags| region(3, 100, 4, MEMFD | flags);
-    expect(&vm(), entry(0), Origin::List, Err(Invalid));
-    expect(&vm(), entry(LOG), SINGLE, Err(Invalid));
-    expect(&vm(), entry(READONLY), SINGLE, Err(Invalid));
-    let at_end = (4 * PAGE).wrapping_neg();
-    for (guest_memfd_offset, expected) in [
-        (0, Ok(Create)),
-        (7 * PAGE, Ok(Create)),
-        (7 * PAGE + 1, Err(Invalid)),
-        (at_end - PAGE, Ok(Create)),
-        (at_end, Err(Invalid)),
-        (at_end + PAGE, Err(Invalid)),
+    let at = |guest_memfd, guest_memfd_offset| Entry {
+        guest_memfd,
+        guest_memfd_offset,
+        ..entry(0)
+    };
+    expect_both(entry(LOG), Err(Invalid));
+    expect_both(entry(READONLY), Err(Invalid));
+    let (size, closed) = (Rules::X86.memfd_size as u64, Rules::X86.memfds + 1);
+    for (fd, offset, expected) in [
+        // Slot 2 is bound to the first four pages of file 0.
+        (0, 0, Err(Exists)),
+        (0, 3 * PAGE, Err(Exists)),
+        (0, 4 * PAGE, Ok(Create)),
+        (1, 0, Ok(Create)),
+        (1, 7 * PAGE + 1, Err(Invalid)),
+        (1, size - 4 * PAGE, Ok(Create)),
+        (1, size - 3 * PAGE, Err(Invalid)),
+        (1, (4 * PAGE).wrapping_neg(), Err(Invalid)),
+        (1, (3 * PAGE).wrapping_neg(), Err(Invalid)),
+        (closed - 1, 0, Err(Invalid)),
+        (closed, 0, Err(BadFile)),
+        (u32::MAX, 0, Err(BadFile)),
     ] {
-        let origin = Origin::Single { guest_memfd_offset };
-        expect(&vm(), entry(0), origin, expected);
-        expect(&vm(), region(3, 100, 4, 0), origin, Ok(Create));
+        expect_both(at(fd, offset), expected);
     }
-    // check leaves the architecture to the caller, which looks at the file first.
-    let beyond = region(3, GPA_END / PAGE, 4, MEMFD);
-    expect(&vm(), beyond, SINGLE, Ok(Create));
-    expect(&vm(), region(3, 8, 4, MEMFD), SINGLE, Err(Exists));
+    // Without the flag, both fields must be 0.
+    for (guest_memfd, guest_memfd_offset) in [(1, 0), (0, PAGE)] {
+        let entry = Entry {
+            guest_memfd,
+            guest_memfd_offset,
+            ..region(3, 100, 4, 0)
+        };
+        expect_both(entry, Err(Invalid));
+    }
+    // The memslots come first, then the file, then the architecture, then what is bound to the file.
+    let place = |gfn, guest_memfd| Entry {
+        guest_memfd,
+        ..region(3, gfn, 4, MEMFD)
+    };
+    expect_both(place(8, closed), Err(Exists));
+    expect_both(place(GPA_END / PAGE, closed), Err(BadFile));
+    expect_both(place(GPA_END / PAGE, 0), Err(Invalid));
+    expect_both(place(100, 0), Err(Exists));
+}
+
+#[test]
+fn last_bits_of_a_log() {
+    let ask = |entry: Entry| Entry {
+        dirty_bitmap: 0x1008,
+        ..entry
+    };
+    expect_both(ask(delete(0)), Ok(Delete));
+    for entry in [
+        delete(1),
+        delete(2),
+        delete(3),
+        region(0, 10, 4, LOG),
+        region(0, 10, 4, 0),
+        region(0, 50, 4, LOG),
+        region(3, 100, 4, LOG),
+    ] {
+        expect_both(ask(entry), Err(Invalid));
+    }
+    // With a dirty ring there are no bits.
+    let mut vm = vm();
+    vm.rules.bitmaps = false;
+    expect(&vm, ask(delete(0)), Origin::List, Err(NoBitmap));
+    expect(&vm, ask(delete(1)), Origin::List, Err(Invalid));
 }
 
 #[test]

@@ -8,9 +8,7 @@ use kvm_memory_host_tests::memslots::types::{Change, Entry};
 use crate::oracle::{Rules, Vm, LOG, MEMFD, PAGE, READONLY};
 
 /// An update by the single ioctl.
-pub const SINGLE: Origin = Origin::Single {
-    guest_memfd_offset: 0,
-};
+pub const SINGLE: Origin = Origin::Single;
 /// User address of every slot.
 pub const HVA: u64 = 1 << 32;
 /// The first slot id that userspace cannot use in a list: KVM's own slots start here.

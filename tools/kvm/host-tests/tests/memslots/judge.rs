@@ -5,17 +5,38 @@
 use std::cell::Cell;
 
 use kvm_memory_host_tests::memslots::check::{
-    check, Limits, NetChange, Origin, Refused, Scratch, Step, View,
+    check, Error, LastLog, Limits, NetChange, Origin, Refused, Scratch, Step, View,
 };
 use kvm_memory_host_tests::memslots::rank_set::RankSet;
-use kvm_memory_host_tests::memslots::types::{Change, Entry, Mapping, SlotFlags, SlotId};
+use kvm_memory_host_tests::memslots::types::{
+    Change, Entry, FilePages, Mapping, SlotFlags, SlotId,
+};
 use kvm_memory_host_tests::types::{Gfn, GfnRange, Hva};
 
-use crate::oracle::{Vm, LOG, MEMFD, PAGE, READONLY};
+use crate::oracle::{Asked, Slot, Vm, LOG, MEMFD, PAGE, READONLY};
 
-/// A VM as `check` sees it.
+fn slot_id(key: u32) -> SlotId {
+    SlotId {
+        as_id: (key >> 16) as u16,
+        id: key as u16,
+    }
+}
+
+fn file_pages((fd, start, end): (u32, u128, u128)) -> FilePages {
+    let page = |byte| u64::try_from(byte / u128::from(PAGE)).expect("a page");
+    FilePages {
+        file: fd as usize,
+        start: page(start),
+        end: page(end),
+    }
+}
+
+/// A VM as `check` sees it, and the list that it is to judge.
 pub struct Snapshot<'a> {
     vm: &'a Vm,
+    entries: &'a [Entry],
+    /// What slots are bound to, ordered.
+    bound: Vec<(FilePages, SlotId)>,
     /// (first frame, end frame (exclusive), slot), ordered, for each address space.
     by_gfn: Vec<Vec<(u64, u64, u32)>>,
     /// Look-ups so far.
@@ -23,7 +44,7 @@ pub struct Snapshot<'a> {
 }
 
 impl<'a> Snapshot<'a> {
-    pub fn new(vm: &'a Vm) -> Self {
+    pub fn new(vm: &'a Vm, entries: &'a [Entry]) -> Self {
         let mut by_gfn = vec![Vec::new(); vm.rules.address_spaces as usize];
         for (&key, slot) in &vm.slots {
             let start = slot.gpa / PAGE;
@@ -32,8 +53,13 @@ impl<'a> Snapshot<'a> {
         for slots in &mut by_gfn {
             slots.sort_unstable();
         }
+        let bound = |(&key, slot): (&u32, &Slot)| Some((file_pages(slot.bound?), slot_id(key)));
+        let mut bound: Vec<_> = vm.slots.iter().filter_map(bound).collect();
+        bound.sort_unstable();
         Self {
             vm,
+            entries,
+            bound,
             by_gfn,
             calls: Cell::new(0),
         }
@@ -56,6 +82,7 @@ impl View for Snapshot<'_> {
             user_slots: rules.user_slots as u16,
             max_user_pages: rules.max_user_pages,
             flags: SlotFlags(flags),
+            bitmaps: rules.bitmaps,
         }
     }
 
@@ -104,6 +131,22 @@ impl View for Snapshot<'_> {
         let (start, end) = (bytes(gfns.start), bytes(gfns.end));
         self.vm.rules.arch_allows(change, start, end - start)
     }
+
+    fn memfd(&self, index: usize) -> Result<FilePages, Error> {
+        let entry = &self.entries[index];
+        if !entry.wants_memfd() || entry.guest_memfd_offset % PAGE != 0 {
+            return Err(Error::Invalid);
+        }
+        self.vm.rules.open(entry).map(file_pages)
+    }
+
+    fn first_bound(&self, pages: FilePages) -> Option<(SlotId, u64)> {
+        self.calls.set(self.calls.get() + 1);
+        let before = |bound: &FilePages| (bound.file, bound.end) <= (pages.file, pages.start);
+        let at = self.bound.partition_point(|(bound, _)| before(bound));
+        let &(bound, slot) = self.bound.get(at)?;
+        bound.overlaps(pages).then_some((slot, bound.end))
+    }
 }
 
 /// What `check` finds a list to mean.
@@ -111,25 +154,27 @@ impl View for Snapshot<'_> {
 pub struct Verdict {
     pub changes: Vec<Change>,
     pub net: Vec<NetChange>,
+    pub last_logs: Vec<LastLog>,
 }
 
-/// Lets `check` judge `entries`.
-pub fn judge(
-    snapshot: &Snapshot<'_>,
-    entries: &[Entry],
-    origin: Origin,
-) -> Result<Verdict, Refused> {
+/// Lets `check` judge the list of `snapshot`.
+pub fn judge(snapshot: &Snapshot<'_>, origin: Origin) -> Result<Verdict, Refused> {
+    let entries = snapshot.entries;
     let n = entries.len();
+    let memfds = (0..n).filter(|&i| snapshot.memfd(i).is_ok()).count();
     let scratch = Scratch {
         steps: &mut vec![Step::EMPTY; n],
         by_slot: &mut vec![0; n],
         by_gfn: &mut vec![0; n],
         ranks: &mut vec![0; RankSet::words(n)],
+        by_file: &mut vec![0; memfds],
+        file_ranks: &mut vec![0; RankSet::words(memfds)],
     };
     let plan = check(snapshot, entries, origin, scratch)?;
     Ok(Verdict {
         changes: plan.changes().collect(),
         net: plan.net_changes().collect(),
+        last_logs: plan.last_logs().collect(),
     })
 }
 
@@ -139,15 +184,28 @@ pub fn judge(
 pub fn compare(vm: &mut Vm, entries: &[Entry], origin: Origin) -> Result<Verdict, Refused> {
     vm.settle();
     let mut by_net = vm.clone();
-    let verdict = judge(&Snapshot::new(&by_net), entries, origin);
+    let verdict = judge(&Snapshot::new(&by_net, entries), origin);
     let expected = vm.set_list(entries, origin);
     match (&verdict, &expected) {
         (Ok(verdict), Ok(changes)) => {
             assert_eq!(&verdict.changes, changes);
             for net in &verdict.net {
-                by_net.apply(net);
+                by_net.apply(net, &entries[net.last]);
             }
             assert_eq!(by_net.slots, vm.slots);
+            let asked = |log: &LastLog| Asked {
+                pages: log.npages,
+                address: log.address,
+                started: log.started,
+            };
+            assert!(verdict.last_logs.iter().map(asked).eq(vm.asked.clone()));
+            let kept = vm.asked.iter().filter(|log| !log.started);
+            let mut kept: Vec<_> = kept.map(|log| log.address).collect();
+            let given = verdict.net.iter().map(|net| net.last_log);
+            let mut given: Vec<_> = given.filter(|&address| address != 0).collect();
+            kept.sort_unstable();
+            given.sort_unstable();
+            assert_eq!(given, kept);
             assert!(
                 verdict.net.is_sorted_by(|a, b| a.slot < b.slot),
                 "a slot has two changes, or the changes are not in order"

@@ -38,6 +38,16 @@ pub struct Slot {
     /// The list has created the slot.
     pub created: bool,
     pub log: Log,
+    /// File descriptor and bytes of the guest_memfd that the slot is bound to.
+    pub bound: Option<(u32, u128, u128)>,
+}
+
+/// The last bits of a log, which an entry asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub pages: u64,
+    pub address: u64,
+    pub started: bool,
 }
 
 impl Slot {
@@ -62,6 +72,11 @@ pub struct Rules {
     /// End of the guest's physical addresses (exclusive).
     pub gpa_end: u128,
     pub can_move: bool,
+    pub bitmaps: bool,
+    /// File descriptors below this one are guest_memfds of `memfd_size` bytes, this one is another file,
+    /// and the others are closed.
+    pub memfds: u32,
+    pub memfd_size: u128,
 }
 
 impl Rules {
@@ -75,6 +90,9 @@ impl Rules {
         guest_memfd: true,
         gpa_end: 1 << 48,
         can_move: true,
+        bitmaps: true,
+        memfds: 2,
+        memfd_size: 1 << 63,
     };
 
     pub fn is_user_range(&self, hva: u64, size: u64) -> bool {
@@ -83,6 +101,17 @@ impl Rules {
 
     pub fn arch_allows(&self, change: Change, gpa: u128, size: u128) -> bool {
         (change != Change::Move || self.can_move) && gpa + size <= self.gpa_end
+    }
+
+    /// What the kernel finds of the file that `entry` names.
+    pub fn open(&self, entry: &Entry) -> Result<(u32, u128, u128), Error> {
+        let start = u128::from(entry.guest_memfd_offset);
+        let end = start + u128::from(entry.memory_size);
+        match entry.guest_memfd {
+            fd if fd > self.memfds => Err(Error::BadFile),
+            fd if fd == self.memfds || end > self.memfd_size => Err(Error::Invalid),
+            fd => Ok((fd, start, end)),
+        }
     }
 }
 
@@ -94,6 +123,8 @@ pub struct Vm {
     pub slots: BTreeMap<u32, Slot>,
     /// The VM's count of pages in all slots.
     pub pages: u64,
+    /// The last logs that updates have asked for.
+    pub asked: Vec<Asked>,
 }
 
 impl Vm {
@@ -102,11 +133,13 @@ impl Vm {
             rules,
             slots: BTreeMap::new(),
             pages: 0,
+            asked: Vec::new(),
         }
     }
 
     /// Forgets which update did what: all slots and logs count as older than the next list.
     pub fn settle(&mut self) {
+        self.asked.clear();
         for slot in self.slots.values_mut() {
             slot.created = false;
             if slot.log == Log::Started {
@@ -122,16 +155,16 @@ impl Vm {
         let end = u128::from(entry.guest_phys_addr) + u128::from(entry.memory_size);
 
         // What only a list has, or cannot have.
-        if entry.invalidate_slot > 1 || entry.padding.iter().any(|&byte| byte != 0) {
+        if entry.invalidate_slot > 1 || entry.pad1 != [0; 3] || entry.pad2 != [0; 8] {
             return Err(Error::Invalid);
         }
-        let offset = match origin {
-            Origin::Single { guest_memfd_offset } => u128::from(guest_memfd_offset),
-            Origin::List if entry.flags & MEMFD != 0 || id >= rules.user_slots => {
-                return Err(Error::Invalid);
-            }
-            Origin::List => 0,
-        };
+        if origin == Origin::List && id >= rules.user_slots {
+            return Err(Error::Invalid);
+        }
+        let offset = u128::from(entry.guest_memfd_offset);
+        if entry.flags & MEMFD == 0 && (offset != 0 || entry.guest_memfd != 0) {
+            return Err(Error::Invalid);
+        }
 
         // check_memory_region_flags()
         let mut flags = LOG;
@@ -180,6 +213,19 @@ impl Vm {
                 return Err(Error::Corrupt);
             }
             self.pages -= gone;
+            if entry.dirty_bitmap != 0 {
+                if old.log == Log::Off {
+                    return Err(Error::Invalid);
+                }
+                if !rules.bitmaps {
+                    return Err(Error::NoBitmap);
+                }
+                self.asked.push(Asked {
+                    pages: gone,
+                    address: entry.dirty_bitmap,
+                    started: old.log == Log::Started,
+                });
+            }
             self.slots.remove(&entry.slot);
             return Ok(Change::Delete);
         }
@@ -192,6 +238,7 @@ impl Vm {
             flags: entry.flags,
             created: true,
             log: if logs { Log::Started } else { Log::Off },
+            bound: None,
         };
         let mut pages = u128::from(self.pages);
         let change = match old {
@@ -226,6 +273,9 @@ impl Vm {
         if entry.invalidate_slot == 1 && change != Change::Move {
             return Err(Error::Invalid);
         }
+        if entry.dirty_bitmap != 0 {
+            return Err(Error::Invalid);
+        }
 
         if change == Change::Create || change == Change::Move {
             let collides = |(&slot, other): (&u32, &Slot)| {
@@ -234,11 +284,19 @@ impl Vm {
             if self.slots.iter().any(collides) {
                 return Err(Error::Exists);
             }
-            // With a guest_memfd, KVM asks the architecture after check.
-            if entry.flags & MEMFD == 0
-                && !rules.arch_allows(change, new.gpa.into(), new.size.into())
-            {
+            if entry.flags & MEMFD != 0 {
+                new.bound = Some(rules.open(entry)?);
+            }
+            if !rules.arch_allows(change, new.gpa.into(), new.size.into()) {
                 return Err(Error::Invalid);
+            }
+            let bound = self.slots.values().filter_map(|other| other.bound);
+            if let Some((fd, start, end)) = new.bound {
+                for (other, from, to) in bound {
+                    if other == fd && start < to && from < end {
+                        return Err(Error::Exists);
+                    }
+                }
             }
         }
         self.slots.insert(entry.slot, new);
@@ -262,8 +320,11 @@ impl Vm {
         Ok(changes)
     }
 
-    /// Makes one net change, which must be possible and must change something.
-    pub fn apply(&mut self, net: &NetChange) {
+    /// Makes one net change, which must be possible and must change something. `last` is the last entry
+    /// on the slot.
+    pub fn apply(&mut self, net: &NetChange, last: &Entry) {
+        let bound = last.wants_memfd().then(|| self.rules.open(last));
+        let bound = bound.map(|bound| bound.expect("a guest_memfd"));
         let key = (u32::from(net.slot.as_id) << 16) | u32::from(net.slot.id);
         let old = self.slots.get(&key).copied();
         let slot = |mapping: Mapping| Slot {
@@ -276,6 +337,7 @@ impl Vm {
                 0 => Log::Off,
                 _ => Log::Started,
             },
+            bound,
         };
         let carried_over = |mapping: Mapping, relog: Relog| {
             let old = old.expect("a slot to change");

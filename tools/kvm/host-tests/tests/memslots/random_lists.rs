@@ -16,7 +16,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use crate::fixture::{region, SINGLE};
 use crate::judge::compare;
-use crate::oracle::{Rules, Vm, LOG, MEMFD, PAGE, READONLY, USER_END};
+use crate::oracle::{Log, Rules, Vm, LOG, MEMFD, PAGE, READONLY, USER_END};
 
 /// The size of the VM and its lists. In a small VM slots overlap more often.
 #[derive(Clone, Debug)]
@@ -77,6 +77,9 @@ enum Kind {
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Padding(usize),
+    Memfd(u32),
+    Offset(u64),
+    Bits,
     Invalidate(u8),
     Flag(u32),
     Slot(u32),
@@ -96,6 +99,10 @@ struct Op {
     flags: u32,
     /// Whether a deletion or move sets invalidate_slot.
     says: bool,
+    /// File and page of the guest_memfd of a new slot.
+    memfd: Option<(u32, u64)>,
+    /// Where the deletion of a slot that logs puts the last bits, or 0.
+    last_log: u64,
     fault: Option<Fault>,
 }
 
@@ -118,7 +125,10 @@ fn faults(rules: Rules) -> impl Strategy<Value = Fault> {
     let slots = [rules.user_slots - 1, rules.user_slots, rules.slots, 0xffff];
     let slots = slots.map(|id| [0, 1, 2, 0xffff].map(|space| (space << 16) | id));
     prop_oneof![
-        (0..31usize).prop_map(Fault::Padding),
+        (0..11usize).prop_map(Fault::Padding),
+        (0..5u32).prop_map(Fault::Memfd),
+        edges(rules).prop_map(Fault::Offset),
+        Just(Fault::Bits),
         any::<u8>().prop_map(Fault::Invalidate),
         (0..32u32).prop_map(|bit| Fault::Flag(1 << bit)),
         prop::sample::select(slots.concat()).prop_map(Fault::Slot),
@@ -142,18 +152,25 @@ fn ops(rules: Rules, world: &World) -> impl Strategy<Value = Op> {
         prop_oneof![1..=2u64, 1..=world.max_pages],
         prop::sample::select(vec![0, 0, LOG, LOG, READONLY, READONLY | LOG]),
         any::<bool>(),
+        // The pages of a file are few, so that slots collide there.
+        proptest::option::weighted(0.2, (0..rules.memfds, 0..12u64)),
+        prop_oneof![Just(0), any::<u64>()],
         proptest::option::weighted(1.0 / f64::from(world.fault_every), faults(rules)),
     )
-        .prop_map(|(kind, pick, space, gfn, pages, flags, says, fault)| Op {
-            kind,
-            pick,
-            space,
-            gfn,
-            pages,
-            flags,
-            says,
-            fault,
-        })
+        .prop_map(
+            |(kind, pick, space, gfn, pages, flags, says, memfd, last_log, fault)| Op {
+                kind,
+                pick,
+                space,
+                gfn,
+                pages,
+                flags,
+                says,
+                memfd,
+                last_log,
+                fault,
+            },
+        )
 }
 
 /// The entry that `op` becomes for `vm`.
@@ -167,6 +184,11 @@ fn entry(op: &Op, vm: &Vm) -> Entry {
         userspace_addr: (1 << 32) + op.gfn % 3 * PAGE,
         ..Entry::default()
     };
+    if let Some((fd, page)) = op.memfd {
+        entry.flags = MEMFD;
+        entry.guest_memfd = fd;
+        entry.guest_memfd_offset = page * PAGE;
+    }
     let there = vm.slots.range(entry.slot..).next();
     if let Some((&key, slot)) = there.or(vm.slots.iter().next()) {
         let same = Entry {
@@ -183,6 +205,9 @@ fn entry(op: &Op, vm: &Vm) -> Entry {
                 entry.slot = key;
                 entry.memory_size = 0;
                 entry.invalidate_slot = op.says.into();
+                if slot.log != Log::Off {
+                    entry.dirty_bitmap = op.last_log;
+                }
             }
             Kind::Move => {
                 entry = Entry {
@@ -209,7 +234,14 @@ fn entry(op: &Op, vm: &Vm) -> Entry {
     }
     match op.fault {
         None => {}
-        Some(Fault::Padding(i)) => entry.padding[i] = 1,
+        Some(Fault::Padding(i)) => {
+            if let Some(byte) = entry.pad1.iter_mut().chain(&mut entry.pad2).nth(i) {
+                *byte = 1;
+            }
+        }
+        Some(Fault::Memfd(fd)) => entry.guest_memfd = fd,
+        Some(Fault::Offset(value)) => entry.guest_memfd_offset = value,
+        Some(Fault::Bits) => entry.dirty_bitmap = 1,
         Some(Fault::Invalidate(value)) => entry.invalidate_slot = value,
         Some(Fault::Flag(flag)) => entry.flags ^= flag,
         Some(Fault::Slot(slot)) => entry.slot = slot,
@@ -268,6 +300,7 @@ fn rules(world: &World) -> BoxedStrategy<Rules> {
                     guest_memfd,
                     gpa_end,
                     can_move,
+                    ..Rules::X86
                 }
             },
         )
@@ -277,27 +310,23 @@ fn rules(world: &World) -> BoxedStrategy<Rules> {
 /// A VM with earlier updates, and a list for it.
 fn cases(world: World) -> impl Strategy<Value = (Vm, Vec<Entry>)> {
     rules(&world).prop_flat_map(move |rules| {
-        // A list cannot create internal slots and slots on a guest_memfd.
+        // A list cannot create internal slots.
         let past = World {
             ids: world.ids + 2,
             fault_every: 1000,
             ..world.clone()
         };
         (
-            vec((ops(rules, &past), 0..10), world.history.clone()),
+            vec(ops(rules, &past), world.history.clone()),
             vec(ops(rules, &world), world.entries.clone()),
             prop::bool::weighted(if world.calm { 1.0 } else { 0.7 }),
             prop_oneof![8 => Just(None), 2 => (0..9u64).prop_map(Some), 1 => (0..30u64).prop_map(|n| Some(u64::MAX - n))],
         )
             .prop_map(move |(past, ops, careful, pages)| {
                 let mut vm = Vm::new(rules);
-                for (op, memfd) in &past {
-                    let mut entry = entry(op, &vm);
-                    if *memfd == 0 {
-                        entry.flags = MEMFD;
-                    }
+                for op in &past {
                     // A refusal does not matter.
-                    let _ = vm.set(&entry, SINGLE);
+                    let _ = vm.set(&entry(op, &vm), SINGLE);
                 }
                 vm.settle();
                 // Sometimes the count is wrong, or about to overflow.
@@ -330,11 +359,11 @@ proptest! {
         memfd in vec(prop_oneof![6 => Just(None), 1 => edges(Rules::X86).prop_map(Some)], 40),
     ) {
         for (mut entry, offset) in entries.into_iter().zip(memfd) {
-            if offset.is_some() {
+            if let Some(offset) = offset {
                 entry.flags |= MEMFD;
+                entry.guest_memfd_offset = offset;
             }
-            let origin = Origin::Single { guest_memfd_offset: offset.unwrap_or(0) };
-            let _ = compare(&mut vm, &[entry], origin);
+            let _ = compare(&mut vm, &[entry], SINGLE);
         }
     }
 }
@@ -428,6 +457,7 @@ fn lists_are_interesting() {
     let strategy = cases(CROWDED);
     let (mut accepted, mut large, mut exists, mut invalid, mut corrupt, mut late) =
         (0, 0, 0, 0, 0, 0);
+    let (mut memfds, mut asked, mut other) = (0, 0, 0);
     for _ in 0..1000 {
         let (mut vm, entries) = strategy
             .new_tree(&mut runner)
@@ -437,6 +467,8 @@ fn lists_are_interesting() {
             Ok(verdict) => {
                 accepted += 1;
                 large += u32::from(verdict.net.len() > 3);
+                memfds += u32::from(entries.iter().any(|entry| entry.wants_memfd()));
+                asked += u32::from(verdict.net.iter().any(|net| net.last_log != 0));
             }
             Err(refused) => {
                 late += u32::from(refused.index > 5);
@@ -444,11 +476,14 @@ fn lists_are_interesting() {
                     Error::Exists => exists += 1,
                     Error::Invalid => invalid += 1,
                     Error::Corrupt => corrupt += 1,
+                    Error::BadFile | Error::NoBitmap => other += 1,
                 }
             }
         }
     }
-    println!("{accepted} accepted, {large} of them large; refused: {exists} EEXIST, {invalid} EINVAL, {corrupt} EIO, {late} late");
+    println!("{accepted} accepted, {large} of them large; refused: {exists} EEXIST, {invalid} EINVAL, {corrupt} EIO, {other} others, {late} late");
+    println!("{memfds} accepted with a guest_memfd, {asked} with last bits");
+    assert!(memfds > 80 && asked > 20);
     assert!(accepted > 300 && large > 80);
     assert!(exists > 80 && invalid > 200 && corrupt > 0 && late > 100);
 }

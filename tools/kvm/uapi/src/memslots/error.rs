@@ -4,7 +4,8 @@
 
 use vmm_sys_util::errno;
 
-/// Why the kernel refused a list. After an error no entry has taken effect.
+/// Why the kernel refused a list. After an error no entry has taken effect, but
+/// see [`Error::BadAddress`].
 ///
 /// Unless a variant says otherwise, this is the error that
 /// `KVM_SET_USER_MEMORY_REGION` would have returned for the first entry that
@@ -30,14 +31,22 @@ pub enum Error {
     #[error("an entry does not fit the VM or its slots")]
     Invalid,
     /// `EEXIST`: a created or moved slot overlaps a slot that exists at that
-    /// point of the list.
+    /// point of the list, or one is bound to the same pages of a guest_memfd.
     #[error("a created or moved slot overlaps another one")]
     Overlap,
+    /// `EBADF`: the guest_memfd is not an open file.
+    #[error("the guest_memfd is not an open file")]
+    BadFile,
+    /// `ENXIO`: an entry asks for dirty bits, and the VM has a dirty ring.
+    #[error("a VM with a dirty ring has no dirty bits")]
+    NoDirtyBits,
     /// `ENOMEM`: the kernel could not allocate the new slots.
     #[error("the kernel is out of memory")]
     OutOfMemory,
-    /// `EFAULT`: the kernel could not read the list.
-    #[error("the kernel could not read the list")]
+    /// `EFAULT`: the kernel could not read the list, or could not write to a
+    /// bitmap. If the process has unmapped a bitmap during the call, the entries
+    /// have taken effect all the same.
+    #[error("the kernel could not read the list, or could not write to a bitmap")]
     BadAddress,
     /// `EIO`: the VM is dead or belongs to another process.
     #[error("the VM is dead or belongs to another process")]
@@ -54,6 +63,8 @@ impl From<errno::Error> for Error {
             libc::E2BIG => Error::TooManyEntries,
             libc::EINVAL => Error::Invalid,
             libc::EEXIST => Error::Overlap,
+            libc::EBADF => Error::BadFile,
+            libc::ENXIO => Error::NoDirtyBits,
             libc::ENOMEM => Error::OutOfMemory,
             libc::EFAULT => Error::BadAddress,
             libc::EIO => Error::DeadVm,
@@ -73,6 +84,8 @@ mod tests {
             (libc::E2BIG, Error::TooManyEntries),
             (libc::EINVAL, Error::Invalid),
             (libc::EEXIST, Error::Overlap),
+            (libc::EBADF, Error::BadFile),
+            (libc::ENXIO, Error::NoDirtyBits),
             (libc::ENOMEM, Error::OutOfMemory),
             (libc::EFAULT, Error::BadAddress),
             (libc::EIO, Error::DeadVm),

@@ -2,12 +2,15 @@
 
 //! The argument of `KVM_SET_USER_MEMORY_REGION_LIST`.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use kvm_bindings::KVM_MEM_GUEST_MEMFD;
 use vmm_sys_util::fam::{FamStruct, FamStructWrapper};
 use vmm_sys_util::generate_fam_struct_impl;
 
 use super::region::{Flags, Region, Slot};
 use crate::bindings::{kvm_userspace_memory_region_entry, kvm_userspace_memory_region_list};
-use crate::reason::Reason;
+use crate::reason::{aligned, in_64_bits, Field, Reason};
 
 /// An update that every VM would refuse and that was therefore not added to the
 /// list.
@@ -124,6 +127,70 @@ impl RegionList {
         )
     }
 
+    /// Appends the deletion of `slot`, which logs, and has the kernel write the
+    /// last bits of its dirty log to the address `bitmap` of this process: a bit
+    /// for each page of the slot, rounded up to a multiple of 64 bits.
+    ///
+    /// The kernel takes such an entry if
+    /// [`memory_region_list_fields`](crate::VmFdMemoryExt::memory_region_list_fields)
+    /// contains [`ListFields::DIRTY_BITMAP`](crate::ListFields::DIRTY_BITMAP).
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::ListFull`].
+    pub fn delete_and_fetch_log(
+        &mut self,
+        slot: Slot,
+        bitmap: *mut u64,
+    ) -> Result<&mut Self, EntryError> {
+        self.append(
+            slot,
+            kvm_userspace_memory_region_entry {
+                slot: slot.into(),
+                invalidate_slot: 1,
+                dirty_bitmap: bitmap as u64,
+                ..Default::default()
+            },
+        )
+    }
+
+    /// Appends the creation of `region`, bound to the guest_memfd `file` from
+    /// `offset` bytes on. Its flags must be empty.
+    ///
+    /// The kernel takes such an entry if
+    /// [`memory_region_list_fields`](crate::VmFdMemoryExt::memory_region_list_fields)
+    /// contains [`ListFields::GUEST_MEMFD`](crate::ListFields::GUEST_MEMFD).
+    ///
+    /// # Errors
+    ///
+    /// As for [`create`](Self::create); [`Reason::Unaligned`] for `offset`;
+    /// [`Reason::UnknownFlags`] for any flag.
+    pub fn create_on_memfd(
+        &mut self,
+        region: Region,
+        file: BorrowedFd<'_>,
+        offset: u64,
+    ) -> Result<&mut Self, EntryError> {
+        let checked = region.check().and_then(|()| {
+            aligned(Field::GuestMemfdOffset, offset)?;
+            in_64_bits(Field::GuestMemfdOffset, offset, region.memory_size)?;
+            match region.flags.is_empty() {
+                true => Ok(()),
+                false => Err(Reason::UnknownFlags(region.flags.bits())),
+            }
+        });
+        checked.map_err(|reason| self.error(region.slot, reason))?;
+        self.append(
+            region.slot,
+            kvm_userspace_memory_region_entry {
+                flags: KVM_MEM_GUEST_MEMFD,
+                guest_memfd: file.as_raw_fd() as u32,
+                guest_memfd_offset: offset,
+                ..region.entry(false)
+            },
+        )
+    }
+
     /// Appends a move of `region` to another guest physical address, in bytes.
     /// `region` is the slot as it is at that point of the list.
     ///
@@ -209,8 +276,9 @@ impl RegionList {
 mod tests {
     use super::super::region::MAX_PAGES;
     use super::*;
-    use crate::reason::{Field, PAGE_SIZE};
+    use crate::reason::PAGE_SIZE;
     use proptest::prelude::*;
+    use std::os::fd::AsFd;
 
     fn region() -> Region {
         Region {
@@ -385,6 +453,48 @@ mod tests {
         assert!(list.is_empty());
     }
 
+    #[test]
+    fn a_slot_on_a_memfd_has_no_flags_and_an_aligned_offset() {
+        let stdin = std::io::stdin();
+        let plain = Region {
+            flags: Flags::empty(),
+            ..region()
+        };
+        let mut list = RegionList::new();
+        list.create_on_memfd(plain, stdin.as_fd(), 0x3000).unwrap();
+        let entry = list.entries()[0];
+        assert_eq!((entry.flags, entry.guest_memfd), (KVM_MEM_GUEST_MEMFD, 0));
+        assert_eq!(entry.guest_memfd_offset, 0x3000);
+        let field = Field::GuestMemfdOffset;
+        for (region, offset, expected) in [
+            (region(), 0, Reason::UnknownFlags(Flags::LOG_DIRTY_PAGES.bits())),
+            (plain, 1, Reason::Unaligned { field, value: 1 }),
+            (
+                plain,
+                PAGE_SIZE.wrapping_neg(),
+                Reason::Wraps {
+                    field,
+                    value: PAGE_SIZE.wrapping_neg(),
+                },
+            ),
+        ] {
+            let refused = list.create_on_memfd(region, stdin.as_fd(), offset);
+            assert_eq!(reason(refused), expected);
+        }
+        assert_eq!(list.len(), 1);
+    }
+
+    #[test]
+    fn a_deletion_names_the_bitmap() {
+        let mut bitmap = [0u64; 2];
+        let mut list = RegionList::new();
+        let slot = region().slot;
+        list.delete_and_fetch_log(slot, bitmap.as_mut_ptr()).unwrap();
+        let entry = list.entries()[0];
+        assert_eq!(entry.dirty_bitmap, bitmap.as_ptr() as u64);
+        assert_eq!((entry.memory_size, entry.invalidate_slot), (0, 1));
+    }
+
     proptest! {
         /// For all regions, the list holds exactly the ones that the kernel's
         /// rules allow, in order, and an error names the index that the entry
@@ -422,7 +532,14 @@ mod tests {
                 match list.create(region) {
                     Ok(_) => {
                         prop_assert!(possible, "{:x?} was added", region);
-                        expected.push((slot, flags, gpa, size, hva, 0, [0; 31]));
+                        expected.push(kvm_userspace_memory_region_entry {
+                            slot,
+                            flags,
+                            guest_phys_addr: gpa,
+                            memory_size: size,
+                            userspace_addr: hva,
+                            ..Default::default()
+                        });
                     }
                     Err(e) => {
                         prop_assert!(!possible, "{:x?}: {}", region, e);
@@ -430,11 +547,7 @@ mod tests {
                     }
                 }
             }
-            let entries: Vec<_> = list.entries().iter().map(|e| {
-                (e.slot, e.flags, e.guest_phys_addr, e.memory_size, e.userspace_addr,
-                 e.invalidate_slot, e.padding)
-            }).collect();
-            prop_assert_eq!(entries, expected);
+            prop_assert_eq!(list.entries(), expected);
         }
     }
 }

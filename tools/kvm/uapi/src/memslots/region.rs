@@ -74,7 +74,8 @@ impl fmt::Display for Slot {
 bitflags! {
     /// Properties of a memslot.
     ///
-    /// `KVM_MEM_GUEST_MEMFD` is missing because a list cannot carry it.
+    /// `KVM_MEM_GUEST_MEMFD` is missing: it comes with a file, see
+    /// [`RegionList::create_on_memfd`](crate::RegionList::create_on_memfd).
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct Flags: u32 {
         /// KVM records the pages to which the guest writes
@@ -175,7 +176,7 @@ impl Region {
             memory_size: self.memory_size,
             userspace_addr: self.userspace_addr,
             invalidate_slot: invalidate.into(),
-            padding: [0; 31],
+            ..Default::default()
         }
     }
 }

@@ -4,7 +4,9 @@
 
 use std::error::Error as StdError;
 
-use kvm_memory_uapi::{Error, Flags, Memslots, Region, RegionList, Slot, VmFdMemoryExt};
+use kvm_memory_uapi::{
+    Error, Flags, ListFields, Memslots, Region, RegionList, Slot, VmFdMemoryExt,
+};
 
 use crate::guest::{page, vm};
 
@@ -81,5 +83,30 @@ fn errors_of_lists_have_their_documented_meaning() -> Result<(), Box<dyn StdErro
         list.delete(Slot::new(0))?;
     }
     assert_eq!(refused(&list), Err(Error::TooManyEntries));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs /dev/kvm of a kernel with the ioctl"]
+fn a_deleted_slot_leaves_its_dirty_bits() -> Result<(), Box<dyn StdError>> {
+    let vm = vm()?;
+    let region = Region {
+        flags: Flags::LOG_DIRTY_PAGES,
+        ..page(0, 0x10)?
+    };
+    assert!(vm
+        .memory_region_list_fields()
+        .contains(ListFields::DIRTY_BITMAP));
+    let mut list = RegionList::new();
+    list.create(region)?;
+    // SAFETY: the page stays mapped, and nothing else uses it.
+    unsafe { vm.set_user_memory_regions(&list) }?;
+
+    let mut bitmap = [u64::MAX; 2];
+    let mut list = RegionList::new();
+    list.delete_and_fetch_log(region.slot, bitmap.as_mut_ptr())?;
+    // SAFETY: the bitmap has room for the one page, and nothing else uses it.
+    unsafe { vm.set_user_memory_regions(&list) }?;
+    assert_eq!(bitmap, [0, u64::MAX]);
     Ok(())
 }

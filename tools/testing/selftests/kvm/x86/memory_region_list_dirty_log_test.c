@@ -11,52 +11,17 @@
 #include <asm/barrier.h>
 #include <linux/bitmap.h>
 
-#include "dirty_log_fixture.h"
+#include "dirty_log_writes.h"
 
 #define PARK_GPA	0xd0000000ul
 
 #define RING_ENTRIES	4096
-
-/* Ends a list of pages. */
-#define NONE		-1
-
-/* The host writes the guest's copy. */
-static bool guest_to_write[NR_PAGES];
-
-static void guest_code(int id)
-{
-	int i;
-
-	for (;;) {
-		for (i = 0; i < NR_PAGES; i++)
-			if (guest_to_write[i])
-				WRITE_ONCE(*(u64 *)(WINDOW_GPA + i * PAGE_SIZE), i + 1);
-		GUEST_SYNC(0);
-	}
-}
 
 static struct region_entry park(struct region_entry entry)
 {
 	entry.guest_phys_addr += PARK_GPA - WINDOW_GPA;
 	return entry;
 }
-
-static void write_pages(struct kvm_vcpu *vcpu, const int *pages)
-{
-	bool *to_write = *guest_ptr(vcpu->vm, guest_to_write);
-
-	memset(to_write, 0, sizeof(guest_to_write));
-	for (; *pages != NONE; pages++)
-		to_write[*pages] = true;
-
-	vcpu_run(vcpu);
-	TEST_ASSERT(get_ucall(vcpu, NULL) == UCALL_SYNC, "Unexpected exit: %s",
-		    exit_reason_str(vcpu->run->exit_reason));
-}
-
-/* Has the guest write to pages of the window. */
-#define guest_writes(vcpu, ...)						\
-	write_pages(vcpu, (const int []) { __VA_ARGS__, NONE })
 
 /* @new_nr pages from @new_first on have not been logged before. */
 static void check_log(struct dirty_log_test *test, u32 slot, int nr,

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The guest_memfds that the entries of a batch name, and which pages of them slots are bound to.
+//!
+//! Entries are checked in their order, and the first that would fail counts. So the files are looked
+//! up before the check, which learns here what a single update would have found.
+
+use super::{
+    check::{
+        self,
+        Origin, //
+    },
+    locks::SlotsLocked,
+    slot::Slot,
+    types::{
+        Entry,
+        FilePages,
+        SlotFlags,
+        SlotId, //
+    }, //
+};
+
+use crate::types::{
+    Gfn,
+    GfnRange,
+    PAGE_SHIFT,
+    PAGE_SIZE, //
+};
+
+use core::ptr::{
+    null_mut,
+    NonNull, //
+};
+
+use kernel::{
+    alloc::{
+        flags::GFP_KERNEL_ACCOUNT,
+        AllocError, //
+    },
+    bindings,
+    error::to_result,
+    prelude::*, //
+};
+
+/// The file of a guest_memfd.
+///
+/// # Invariants
+///
+/// Owns a reference to the file.
+pub(super) struct MemfdFile(NonNull<bindings::file>);
+
+impl MemfdFile {
+    /// # Safety
+    ///
+    /// The caller owns a reference to `file`, and leaves it to the result.
+    pub(super) unsafe fn from_raw(file: NonNull<bindings::file>) -> Self {
+        // INVARIANT: The caller leaves its reference to the result.
+        Self(file)
+    }
+
+    /// Returns whether both are the same file.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl Drop for MemfdFile {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant `self` owns the reference that is dropped here.
+        unsafe { bindings::fput(self.0.as_ptr()) };
+    }
+}
+
+/// What an entry with a guest_memfd names.
+struct Named {
+    entry: usize,
+    pages: Result<FilePages, check::Error>,
+    file: Option<MemfdFile>,
+}
+
+/// The guest_memfds of a batch. Usually it has none.
+pub(super) struct Memfds {
+    /// In the order of entries.
+    named: KVVec<Named>,
+    /// What slots are bound to, in the order of files and pages.
+    bound: KVVec<(FilePages, SlotId)>,
+}
+
+impl Memfds {
+    /// Looks up the guest_memfds of `entries`.
+    pub(super) fn new(
+        slots: &SlotsLocked<'_>,
+        entries: &[Entry],
+        origin: Origin,
+    ) -> Result<Self, AllocError> {
+        let mut this = Self {
+            named: KVVec::new(),
+            bound: KVVec::new(),
+        };
+        for (i, entry) in entries.iter().enumerate() {
+            if entry.wants_memfd() {
+                let named = Named::new(slots, i, entry);
+                this.named.push(named, GFP_KERNEL_ACCOUNT)?;
+            }
+        }
+        // Binding the slot of a single update finds by itself whether another slot is bound there.
+        if origin == Origin::List && !this.named.is_empty() {
+            this.find_bound(slots)?;
+        }
+        Ok(this)
+    }
+
+    /// Returns the number of entries that name pages of a guest_memfd.
+    pub(super) fn len(&self) -> usize {
+        self.named.iter().filter(|named| named.pages.is_ok()).count()
+    }
+
+    fn find(&self, entry: usize) -> Option<&Named> {
+        let at = self
+            .named
+            .binary_search_by_key(&entry, |named| named.entry)
+            .ok()?;
+        self.named.get(at)
+    }
+
+    /// Returns the pages that entry number `entry` names.
+    pub(super) fn pages(&self, entry: usize) -> Result<FilePages, check::Error> {
+        self.find(entry).ok_or(check::Error::Invalid)?.pages
+    }
+
+    /// Returns the file that entry number `entry` names.
+    pub(super) fn file(&self, entry: usize) -> Option<&MemfdFile> {
+        self.find(entry)?.file.as_ref()
+    }
+
+    /// Returns the lowest slot in the file that is bound to any of `pages`, and the end of what it is
+    /// bound to.
+    pub(super) fn first_bound(&self, pages: FilePages) -> Option<(SlotId, u64)> {
+        let at = self
+            .bound
+            .partition_point(|(bound, _)| (bound.file, bound.end) <= (pages.file, pages.start));
+        let &(bound, slot) = self.bound.get(at)?;
+        bound.overlaps(pages).then_some((slot, bound.end))
+    }
+
+    fn find_bound(&mut self, slots: &SlotsLocked<'_>) -> Result<(), AllocError> {
+        let all = GfnRange {
+            start: Gfn(0),
+            end: Gfn(u64::MAX),
+        };
+        for as_id in 0..slots.limits().address_spaces {
+            let mut rest = all;
+            while let Some(slot) = slots.active(as_id).first_in(rest) {
+                rest.start = slot.mapping().gfns.end;
+                if let Some(pages) = bound_pages(slot) {
+                    self.bound.push((pages, slot.id()), GFP_KERNEL_ACCOUNT)?;
+                }
+            }
+        }
+        self.bound.sort_unstable();
+        Ok(())
+    }
+}
+
+impl Named {
+    fn new(slots: &SlotsLocked<'_>, entry: usize, wanted: &Entry) -> Self {
+        let (npages, offset) = (wanted.memory_size >> PAGE_SHIFT, wanted.guest_memfd_offset);
+        let mut this = Self {
+            entry,
+            pages: Err(check::Error::Invalid),
+            file: None,
+        };
+        if offset % PAGE_SIZE != 0 || offset.checked_add(wanted.memory_size).is_none() {
+            return this;
+        }
+        let mut file = null_mut();
+        // SAFETY: The VM is not freed. `file` is there to be written to.
+        let result = to_result(unsafe {
+            bindings::kvm_memory_gmem_get(
+                slots.as_ptr(),
+                wanted.guest_memfd,
+                offset,
+                npages,
+                &raw mut file,
+            )
+        });
+        match (result, NonNull::new(file)) {
+            (Ok(()), Some(file)) => {
+                this.pages = Ok(FilePages {
+                    file: file.as_ptr().addr(),
+                    start: offset >> PAGE_SHIFT,
+                    end: (offset + wanted.memory_size) >> PAGE_SHIFT,
+                });
+                // SAFETY: kvm_memory_gmem_get() has taken a reference for its caller.
+                this.file = Some(unsafe { MemfdFile::from_raw(file) });
+            }
+            (Err(error), _) if error == EBADF => this.pages = Err(check::Error::BadFile),
+            _ => {}
+        }
+        this
+    }
+}
+
+/// Returns what `slot` is bound to, or [`None`] if that is nothing.
+fn bound_pages(slot: Slot<'_>) -> Option<FilePages> {
+    let mapping = slot.mapping();
+    if !mapping.flags.contains(SlotFlags::GUEST_MEMFD) {
+        return None;
+    }
+    // SAFETY: By the invariant of `Slot` the slot is allocated. The binding of a slot in the lists
+    // changes under slots_lock only, which the slot was found under.
+    let (file, start) = unsafe {
+        (
+            bindings::kvm_memory_gmem_file(slot.as_ptr()),
+            bindings::kvm_memory_gmem_pgoff(slot.as_ptr()),
+        )
+    };
+    let file = NonNull::new(file)?;
+    Some(FilePages {
+        file: file.as_ptr().addr(),
+        start,
+        end: start.wrapping_add(mapping.npages()),
+    })
+}
