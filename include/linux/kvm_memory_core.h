@@ -140,6 +140,11 @@ void kvm_arch_recover_huge_pages(struct kvm *kvm,
 /* Do for some gfns what FLAGS_ONLY does for a memslot that starts to log. */
 void kvm_arch_start_logging(struct kvm *kvm, const struct kvm_memory_slot *slot,
 			    gfn_t start, gfn_t end);
+/*
+ * Wait until all vCPUs are in SRCU read sections in which they log, in memslots
+ * that are active now or were before, what hardware has logged.
+ */
+void kvm_arch_drain_dirty_log(struct kvm *kvm);
 
 /* rust/kvm/populate/ioctl.rs, for C to call */
 int kvm_vcpu_ioctl_map_memory(struct kvm_vcpu *vcpu, void __user *argp);

@@ -174,6 +174,11 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
         } else {
             slots.flush(items.0.iter().filter_map(Item::removed));
         }
+        if items.hands_log_on() {
+            // The guest can write no more to what is gone. Once the next swap has been made, a page
+            // would be logged where the new slots have its frame.
+            slots.drain_dirty_log();
+        }
 
         arch = slots.lock_arch();
         // SAFETY: The swap has waited for readers that had found slots that are deleted. Slots with a

@@ -79,6 +79,13 @@ impl SlotsLocked<'_> {
         unsafe { bindings::kvm_arch_guest_memory_reclaimed(kvm) };
     }
 
+    /// Has all vCPUs log the writes that hardware has logged, in slots that readers see now: at the
+    /// latest in the read sections that the next swap waits for.
+    pub(super) fn drain_dirty_log(&self) {
+        // SAFETY: The VM is not freed.
+        unsafe { bindings::kvm_arch_drain_dirty_log(self.as_ptr()) };
+    }
+
     /// Removes the mappings of `gfns`, or the write access of these, from the second-level page
     /// tables. Readers see the slots that map the frames as INVALID, so that no new mapping is made.
     pub(super) fn take(&self, gfns: &[bindings::kvm_memory_gfns]) {

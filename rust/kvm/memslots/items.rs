@@ -271,6 +271,13 @@ impl<'vm> Items<'vm> {
         self.0.get(item)?.added()
     }
 
+    /// Returns whether the dirty log of a slot that is removed may be needed afterwards.
+    pub(super) fn hands_log_on(&self) -> bool {
+        let logs = |slot: Option<Slot<'_>>| slot.is_some_and(Slot::logs_dirty);
+        self.0.iter().any(|item| logs(item.removed()))
+            && self.0.iter().any(|item| logs(item.added()))
+    }
+
     /// Carries dirty bits from the slots that are removed, which no reader sees any more.
     pub(super) fn carry_dirty(&self, reshape: &Reshape) {
         for shared in &reshape.shared {

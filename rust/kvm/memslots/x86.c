@@ -133,3 +133,16 @@ void kvm_arch_start_logging(struct kvm *kvm, const struct kvm_memory_slot *slot,
 	old.flags &= ~KVM_MEM_LOG_DIRTY_PAGES;
 	kvm_arch_commit_memory_region(kvm, &old, &new, KVM_MR_FLAGS_ONLY);
 }
+
+void kvm_arch_drain_dirty_log(struct kvm *kvm)
+{
+	if (!kvm->arch.cpu_dirty_log_size)
+		return;
+
+	/*
+	 * vCPUs log what hardware has logged when they exit, inside of kvm->srcu.
+	 * They enter it before they enable preemption.
+	 */
+	kvm_make_all_cpus_request(kvm, KVM_REQ_OUTSIDE_GUEST_MODE);
+	synchronize_rcu_expedited();
+}
