@@ -2,9 +2,12 @@
 /*
  * KVM_SET_USER_MEMORY_REGION_LIST reshapes memslots while vCPUs write to them.
  *
- * Pages that stay must cause no fault, and pages that have gone must
- * not be written to once the ioctl has returned.  The argument is the number of updates.
+ * Pages that stay must cause no fault, pages that have gone must not be written to
+ * once the ioctl has returned, and the dirty log must have all writes.  The argument
+ * is the number of updates.
  */
+#include <sched.h>
+
 #include <linux/sizes.h>
 
 #include "kselftest.h"
@@ -12,6 +15,7 @@
 
 #define WINDOW_GPA	0xc0000000ul
 #define NR_PAGES	2048
+#define PARK_GPA	0x100000000ul
 /* These always stay, for the test that counts faults. */
 #define KEPT_PAGES	700
 
@@ -169,6 +173,93 @@ static bool begin_to_log(int advice)
 	return good;
 }
 
+static struct {
+	sem_t go;
+	bool runs, stop;
+} hog;
+
+/* Takes a CPU for 20 ms each time. */
+static void *hog_worker(void *unused)
+{
+	struct timespec start;
+
+	while (!sem_wait(&hog.go) && !READ_ONCE(hog.stop)) {
+		clock_gettime(CLOCK_MONOTONIC, &start);
+		WRITE_ONCE(hog.runs, true);
+		while (timespec_to_ns(timespec_elapsed(start)) < 20000000)
+			;
+		WRITE_ONCE(hog.runs, false);
+	}
+	return NULL;
+}
+
+/*
+ * A logged slot goes elsewhere after a vCPU has written to it: its log has all
+ * writes.  The hog preempts the vCPU then.  It has left guest mode, and has not yet
+ * marked as dirty what hardware has logged.
+ */
+static bool move_log(int advice)
+{
+	const u32 log = KVM_MEM_LOG_DIRTY_PAGES;
+	const u64 size = KEPT_PAGES * PAGE_SIZE;
+	unsigned long seen[NR_PAGES / 64];
+	struct sched_param param = {};
+	u64 *passes, pass, *page;
+	bool good = true;
+	pthread_t thread;
+	int i, p, nr, cpu;
+	u8 *other;
+
+	create(guest_writer, 1, advice);
+	other = mem + NR_PAGES / 2 * PAGE_SIZE;
+	vm_set_region_list(vm, region_delete(10), part(11, 0, KEPT_PAGES),
+			   region_set(10, log, PARK_GPA, size, other));
+	run_vcpus();
+	passes = *guest_ptr(vm, guest_passes);
+
+	cpu = pin_task_to_any_cpu(workers[0].thread);
+	TEST_ASSERT(!pthread_setschedparam(workers[0].thread, SCHED_IDLE, &param),
+		    "Cannot let the hog preempt the vCPU");
+	memset(&hog, 0, sizeof(hog));
+	sem_init(&hog.go, 0, 0);
+	kvm_pthread_create(&thread, NULL, hog_worker, NULL);
+	pin_task_to_cpu(thread, cpu);
+
+	for (i = 0; good && i < nr_updates / 50 + 4; i++) {
+		vm_set_region_list(vm, region_delete(11),
+				   region_set(10, log, WINDOW_GPA, size, other));
+		good = wait_for_passes();
+		memset(seen, 0, sizeof(seen));
+		add_log(10, KEPT_PAGES, seen);
+		pass = READ_ONCE(passes[0]) + 1;
+		good &= wait_for_passes();
+
+		sem_post(&hog.go);
+		while (!READ_ONCE(hog.runs))
+			usleep(100);
+		vm_set_region_list(vm, region_set(10, log, PARK_GPA, size, other),
+				   part(11, 0, KEPT_PAGES));
+		memset(seen, 0, sizeof(seen));
+		add_log(10, KEPT_PAGES, seen);
+		for (p = nr = 0; p < KEPT_PAGES; p++) {
+			page = (u64 *)(other + p * PAGE_SIZE);
+			nr += *page > pass && !(seen[p / 64] & BIT(p % 64));
+		}
+		if (!nr)
+			continue;
+		ksft_print_msg("update %d: %d of %d pages are not logged\n", i, nr,
+			       KEPT_PAGES);
+		good = false;
+	}
+	WRITE_ONCE(hog.stop, true);
+	sem_post(&hog.go);
+	kvm_pthread_join(thread, NULL);
+	if (stop_guest())
+		good = false;
+	kvm_vm_free(vm);
+	return good;
+}
+
 /* Like vcpu_worker(), for a guest that accesses what no slot maps. */
 static void *hunter(void *arg)
 {
@@ -251,7 +342,7 @@ int main(int argc, char *argv[])
 	patience = 60;
 
 	ksft_print_header();
-	ksft_set_plan(6);
+	ksft_set_plan(8);
 	for (i = 0; i < 2; i++) {
 		const char *pages = i ? "huge" : "small";
 
@@ -262,6 +353,9 @@ int main(int argc, char *argv[])
 			ksft_test_result_skip("shadow paging zaps, %s pages\n", pages);
 		ksft_test_result(begin_to_log(advice[i]),
 				 "all writes to what stays are logged, %s pages\n",
+				 pages);
+		ksft_test_result(move_log(advice[i]),
+				 "all writes to what moves are logged, %s pages\n",
 				 pages);
 		ksft_test_result(hunt_writes(advice[i]),
 				 "no write to what has gone, %s pages\n", pages);
