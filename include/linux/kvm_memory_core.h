@@ -140,6 +140,8 @@ void kvm_arch_recover_huge_pages(struct kvm *kvm,
 /* Do for some gfns what FLAGS_ONLY does for a memslot that starts to log. */
 void kvm_arch_start_logging(struct kvm *kvm, const struct kvm_memory_slot *slot,
 			    gfn_t start, gfn_t end);
+/* Does hardware log writes, which vCPUs mark dirty when they exit (PML)? */
+bool kvm_arch_logs_late(struct kvm *kvm);
 /*
  * Wait until all vCPUs are in SRCU read sections in which they log, in memslots
  * that are active now or were before, what hardware has logged.

@@ -79,6 +79,12 @@ impl SlotsLocked<'_> {
         unsafe { bindings::kvm_arch_guest_memory_reclaimed(kvm) };
     }
 
+    /// Returns whether hardware logs writes, which vCPUs only enter in the dirty log when they exit.
+    pub(super) fn logs_late(&self) -> bool {
+        // SAFETY: The VM is not freed.
+        unsafe { bindings::kvm_arch_logs_late(self.as_ptr()) }
+    }
+
     /// Has all vCPUs log the writes that hardware has logged, in slots that readers see now: at the
     /// latest in the read sections that the next swap waits for.
     pub(super) fn drain_dirty_log(&self) {

@@ -25,7 +25,10 @@ use super::{
     }, //
 };
 
-use kernel::prelude::*;
+use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
+    prelude::*, //
+};
 
 /// One change of the lists. `invalid` is the INVALID copy of `old`, if the batch needs one.
 pub(super) enum Item<'vm> {
@@ -68,6 +71,11 @@ impl<'vm> Item<'vm> {
             }
             Item::Create { .. } | Item::FlagsOnly { .. } => None,
         }
+    }
+
+    /// Returns whether the last bits of the slot's dirty log go to userspace.
+    fn gives_last_log(&self) -> bool {
+        matches!(self, Item::Delete { last_log, .. } if *last_log != 0)
     }
 
     /// Returns the slot that is created or moved.
@@ -248,11 +256,19 @@ impl<'vm> Items<'vm> {
         }
         let news = Sides::new(self.0.len(), |item| self.added(item))?;
         reshape.compare(&olds, &news, slots.limits().address_spaces)?;
+        let logs_late = in_place && slots.logs_late();
         for shared in &reshape.shared {
             let old = self.removed(shared.old);
             let logged = old.is_some_and(|old| !old.dirty_bitmap().is_null());
             if !shared.kept || !logged {
                 continue;
+            }
+            let asked = self.0.get(shared.old).is_some_and(Item::gives_last_log);
+            let ends = self.added(shared.new).is_some_and(|new| !new.logs_dirty());
+            if logs_late && asked && ends {
+                // The last writes would be logged in the new slot, which has no log.
+                let as_id = old.map_or(0, |old| old.id().as_id);
+                reshape.taken.push(shared.write_access(as_id), GFP_KERNEL_ACCOUNT)?;
             }
             if let Some(Item::Create { new }) = self.0.get_mut(shared.new) {
                 new.clear_dirty(shared.gfns);
@@ -274,8 +290,9 @@ impl<'vm> Items<'vm> {
     /// Returns whether the dirty log of a slot that is removed may be needed afterwards.
     pub(super) fn hands_log_on(&self) -> bool {
         let logs = |slot: Option<Slot<'_>>| slot.is_some_and(Slot::logs_dirty);
-        self.0.iter().any(|item| logs(item.removed()))
-            && self.0.iter().any(|item| logs(item.added()))
+        self.0.iter().any(Item::gives_last_log)
+            || self.0.iter().any(|item| logs(item.removed()))
+                && self.0.iter().any(|item| logs(item.added()))
     }
 
     /// Carries dirty bits from the slots that are removed, which no reader sees any more.

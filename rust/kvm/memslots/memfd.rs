@@ -82,8 +82,11 @@ struct Named {
 pub(super) struct Memfds {
     /// In the order of entries.
     named: KVVec<Named>,
-    /// What slots are bound to, in the order of files and pages.
+    /// What slots are bound to.
     bound: KVVec<(FilePages, SlotId)>,
+    /// Positions in `bound`, in the order of files and pages. (Sorting numbers needs less code than
+    /// sorting what they stand for.)
+    order: KVVec<u32>,
 }
 
 impl Memfds {
@@ -96,6 +99,7 @@ impl Memfds {
         let mut this = Self {
             named: KVVec::new(),
             bound: KVVec::new(),
+            order: KVVec::new(),
         };
         for (i, entry) in entries.iter().enumerate() {
             if entry.wants_memfd() {
@@ -136,11 +140,11 @@ impl Memfds {
     /// Returns the lowest slot in the file that is bound to any of `pages`, and the end of what it is
     /// bound to.
     pub(super) fn first_bound(&self, pages: FilePages) -> Option<(SlotId, u64)> {
-        let at = self
-            .bound
-            .partition_point(|(bound, _)| (bound.file, bound.end) <= (pages.file, pages.start));
-        let &(bound, slot) = self.bound.get(at)?;
-        bound.overlaps(pages).then_some((slot, bound.end))
+        let (bound, order) = (&self.bound, &self.order);
+        let before = |bound: &FilePages| (bound.file, bound.end) <= (pages.file, pages.start);
+        let at = order.partition_point(|&i| before(&bound[i as usize].0));
+        let &(found, slot) = bound.get(*order.get(at)? as usize)?;
+        found.overlaps(pages).then_some((slot, found.end))
     }
 
     fn find_bound(&mut self, slots: &SlotsLocked<'_>) -> Result<(), AllocError> {
@@ -153,11 +157,13 @@ impl Memfds {
             while let Some(slot) = slots.active(as_id).first_in(rest) {
                 rest.start = slot.mapping().gfns.end;
                 if let Some(pages) = bound_pages(slot) {
+                    self.order.push(self.bound.len() as u32, GFP_KERNEL_ACCOUNT)?;
                     self.bound.push((pages, slot.id()), GFP_KERNEL_ACCOUNT)?;
                 }
             }
         }
-        self.bound.sort_unstable();
+        let bound = &self.bound;
+        self.order.sort_unstable_by_key(|&i| bound[i as usize].0);
         Ok(())
     }
 }

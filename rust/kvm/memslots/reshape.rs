@@ -90,6 +90,18 @@ pub(super) struct Shared {
     pub(super) kept: bool,
 }
 
+impl Shared {
+    /// Returns the frames, in address space `as_id`, as frames that the guest loses write access to.
+    pub(super) fn write_access(&self, as_id: u16) -> bindings::kvm_memory_gfns {
+        bindings::kvm_memory_gfns {
+            start: self.gfns.start.0,
+            end: self.gfns.end.0,
+            as_id,
+            keep: true,
+        }
+    }
+}
+
 /// What a batch does about frames.
 pub(super) struct Reshape {
     /// Whether slots are reshaped.

@@ -134,9 +134,14 @@ void kvm_arch_start_logging(struct kvm *kvm, const struct kvm_memory_slot *slot,
 	kvm_arch_commit_memory_region(kvm, &old, &new, KVM_MR_FLAGS_ONLY);
 }
 
+bool kvm_arch_logs_late(struct kvm *kvm)
+{
+	return kvm->arch.cpu_dirty_log_size;
+}
+
 void kvm_arch_drain_dirty_log(struct kvm *kvm)
 {
-	if (!kvm->arch.cpu_dirty_log_size)
+	if (!kvm_arch_logs_late(kvm))
 		return;
 
 	/*
