@@ -123,6 +123,9 @@ int kvm_memory_copy_log(struct kvm_memory_slot *slot, u64 address);
 int kvm_memory_copy_started_log(struct kvm *kvm, u64 address, u64 npages);
 int kvm_memory_lock_slots_interruptible(struct kvm *kvm);
 
+/* rust/kvm/memslots/debugfs.c, for C to call */
+void kvm_memory_create_vm_debugfs(struct kvm *kvm);
+
 /* rust/kvm/memslots/x86.c */
 /* Can memslots be removed and added without zapping what stays mapped? */
 bool kvm_arch_can_reshape_memslots(struct kvm *kvm);

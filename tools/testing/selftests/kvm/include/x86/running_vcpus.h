@@ -74,6 +74,8 @@ static pthread_t forker;
 static bool has_forker, forker_stop;
 /* Seconds without progress after which a vCPU is dead. */
 static int patience;
+/* KVM_RUN may fail because the host forbids the access for a while. */
+static bool may_be_denied;
 
 static inline void sig_ipi(int sig)
 {
@@ -161,7 +163,7 @@ static inline void *vcpu_worker(void *arg)
 		}
 		if (READ_ONCE(w->quit))
 			snprintf(w->death, sizeof(w->death), "stuck");
-		else if (err && err != EINTR)
+		else if (err && err != EINTR && !(err == EFAULT && may_be_denied))
 			snprintf(w->death, sizeof(w->death),
 				 "KVM_RUN failed with errno %d", err);
 	} while (!w->death[0] && (err || handle_exit(w)));
