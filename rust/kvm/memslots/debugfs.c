@@ -18,7 +18,7 @@
 #include <linux/seq_file.h>
 
 /* How long an open waits for slots_lock before it makes do with the active sets. */
-#define LOCK_PATIENCE	HZ
+#define LOCK_PATIENCE	(HZ / 5)
 
 enum { IN_ACTIVE = 1, IN_INACTIVE = 2 };
 
@@ -112,25 +112,10 @@ static void add_slots(struct snapshot *snap, struct kvm_memslots *active,
 	}
 }
 
-static bool update_waits_for_readers(struct kvm *kvm)
-{
-	bool waits = false;
-	int i, srcu_idx;
-
-	srcu_idx = srcu_read_lock(&kvm->srcu);
-	for (i = 0; i < kvm_arch_nr_memslot_as_ids(kvm); i++)
-		waits |= READ_ONCE(__kvm_memslots(kvm, i)->generation) &
-			 KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS;
-	srcu_read_unlock(&kvm->srcu, srcu_idx);
-
-	return waits;
-}
-
 /*
- * Takes slots_lock, and returns 1.  Returns 0 if the holder is an update that waits
- * for readers: should it wait forever, this file must tell what it has done so far.
- * Also returns 0 if the lock does not become free within LOCK_PATIENCE.  Returns
- * -EINTR if a signal arrives.
+ * Takes slots_lock, and returns 1.  Returns 0 if the lock does not become free soon:
+ * should an update wait for readers forever, this file must still tell what it has
+ * done so far.  Returns -EINTR if a signal arrives.
  */
 static int lock_slots(struct kvm *kvm)
 {
@@ -139,7 +124,7 @@ static int lock_slots(struct kvm *kvm)
 	for (;;) {
 		if (mutex_trylock(&kvm->slots_lock))
 			return 1;
-		if (update_waits_for_readers(kvm) || time_after(jiffies, end))
+		if (time_after(jiffies, end))
 			return 0;
 		if (msleep_interruptible(1))
 			return -EINTR;

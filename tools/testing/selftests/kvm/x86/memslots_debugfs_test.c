@@ -315,13 +315,11 @@ TEST_F_TIMEOUT(list, many_slots, 120)
 	/* With KASAN, kmemleak and lockdep, all slots would take minutes. */
 	const bool slow = !access("/sys/kernel/debug/kmemleak", F_OK);
 	const u32 nr = slow ? 2048 : kvm_check_cap(KVM_CAP_NR_MEMSLOTS);
-	u64 few_ns = time_slots(nr / 8), ns = time_slots(nr);
+	u64 ns = time_slots(nr);
 
-	TH_LOG("%u slots in %lu us, %u in %lu us", nr / 8, few_ns / 1000, nr,
-	       ns / 1000);
-	/* 8 times as many slots would take 64 times as long if it were not linear. */
-	TEST_ASSERT(ns < 30 * few_ns + 100 * NSEC_PER_SEC / 1000,
-		    "Reading is not linear");
+	TH_LOG("%u slots in %lu us", nr, ns / 1000);
+	/* Time that is not linear would be minutes. */
+	TEST_ASSERT(ns < 10ul * NSEC_PER_SEC, "Reading takes too long");
 }
 
 static void *update_thread(void *arg)
