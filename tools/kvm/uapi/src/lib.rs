@@ -93,5 +93,5 @@ pub mod bindings;
 pub use memslots::{EntryError, Error, Flags, MemslotUpdate, Memslots, Region, RegionList, Slot};
 pub use populate::{Access, Mapping, PopulateError, PopulateSteps, Progress, VcpuFdMemoryExt};
 pub use reason::{Field, Reason, PAGE_SIZE};
-pub use stats::Stats;
+pub use stats::{Counter, Stats};
 pub use vm::{ListFields, VmFdMemoryExt};

@@ -25,13 +25,42 @@ ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
 ///
 /// Source: "KVM_GET_STATS_FD" in `Documentation/virt/kvm/api.rst`.
 pub trait Stats {
-    /// The statistic of this name, which must be a single number; `None` if KVM
-    /// does not have it.
+    /// A counter for the statistic of this name, which must be a single number;
+    /// `None` if KVM does not have it.
     ///
     /// # Errors
     ///
     /// The error of `KVM_GET_STATS_FD`, for example if this kernel has no
     /// statistics, or of reading the file.
+    ///
+    /// # Example
+    ///
+    /// The counter is read while another thread runs the vCPU:
+    ///
+    /// ```no_run
+    /// use kvm_ioctls::Kvm;
+    /// use kvm_memory_uapi::Stats;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let vm = Kvm::new()?.create_vm()?;
+    /// let mut vcpu = vm.create_vcpu(0)?;
+    /// let faults = vcpu.counter("pf_taken")?.ok_or("this KVM does not count page faults")?;
+    /// let guest = std::thread::spawn(move || vcpu.run().is_ok());
+    /// let before = faults.read()?;
+    /// // ... update a memslot ...
+    /// println!("{} page faults", faults.read()? - before);
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn counter(&self, name: &str) -> io::Result<Option<Counter>>;
+
+    /// The statistic of this name, which must be a single number; `None` if KVM
+    /// does not have it. To read one again and again, [`counter`](Self::counter)
+    /// looks it up only once.
+    ///
+    /// # Errors
+    ///
+    /// As for [`counter`](Self::counter).
     ///
     /// # Example
     ///
@@ -47,18 +76,46 @@ pub trait Stats {
     /// # Ok(())
     /// # }
     /// ```
-    fn stat(&self, name: &str) -> io::Result<Option<u64>>;
+    fn stat(&self, name: &str) -> io::Result<Option<u64>> {
+        self.counter(name)?
+            .map(|counter| counter.read())
+            .transpose()
+    }
 }
 
 impl Stats for VmFd {
-    fn stat(&self, name: &str) -> io::Result<Option<u64>> {
-        read(&file(self)?, name)
+    fn counter(&self, name: &str) -> io::Result<Option<Counter>> {
+        Counter::find(file(self)?, name)
     }
 }
 
 impl Stats for VcpuFd {
-    fn stat(&self, name: &str) -> io::Result<Option<u64>> {
-        read(&file(self)?, name)
+    fn counter(&self, name: &str) -> io::Result<Option<Counter>> {
+        Counter::find(file(self)?, name)
+    }
+}
+
+/// One statistic of a VM or a vCPU, from [`Stats::counter`]. Any thread can read
+/// it. KVM keeps the VM for as long as the counter exists.
+#[derive(Debug)]
+pub struct Counter {
+    file: File,
+    /// Where the number is in the file.
+    offset: u64,
+}
+
+impl Counter {
+    fn find(file: File, name: &str) -> io::Result<Option<Self>> {
+        Ok(find(&file, name)?.map(|offset| Counter { file, offset }))
+    }
+
+    /// The number now.
+    ///
+    /// # Errors
+    ///
+    /// The error of reading the file.
+    pub fn read(&self) -> io::Result<u64> {
+        number(&self.file, self.offset)
     }
 }
 
@@ -73,7 +130,8 @@ fn file(of: &impl AsRawFd) -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
-fn read(file: &impl FileExt, name: &str) -> io::Result<Option<u64>> {
+/// Where in the file the number of this name is.
+fn find(file: &impl FileExt, name: &str) -> io::Result<Option<u64>> {
     let mut bytes = [0; size_of::<kvm_stats_header>()];
     file.read_exact_at(&mut bytes, 0)?;
     // flags, name_size, num_desc, id_offset, desc_offset, data_offset
@@ -88,12 +146,16 @@ fn read(file: &impl FileExt, name: &str) -> io::Result<Option<u64>> {
         let found = desc[fixed..].split(|&byte| byte == 0).next();
         if found == Some(name.as_bytes()) {
             // flags: u32, exponent: i16, size: u16, offset: u32
-            let mut value = [0; 8];
-            file.read_exact_at(&mut value, data_offset + u64::from(u32_at(&desc, 8)))?;
-            return Ok(Some(u64::from_ne_bytes(value)));
+            return Ok(Some(data_offset + u64::from(u32_at(&desc, 8))));
         }
     }
     Ok(None)
+}
+
+fn number(file: &impl FileExt, offset: u64) -> io::Result<u64> {
+    let mut value = [0; 8];
+    file.read_exact_at(&mut value, offset)?;
+    Ok(u64::from_ne_bytes(value))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -133,6 +195,11 @@ mod tests {
         words(&[0, 1 << 16, 8, 0], b"pf_take\0");
         words(&[7, 0, 9, 1], b"");
         Bytes(bytes)
+    }
+
+    fn read(bytes: &Bytes, name: &str) -> io::Result<Option<u64>> {
+        let offset = find(bytes, name)?;
+        offset.map(|offset| number(bytes, offset)).transpose()
     }
 
     #[test]
