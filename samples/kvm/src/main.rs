@@ -11,9 +11,13 @@
 //! - (b) the same while all vCPUs are paused, as VMMs do today;
 //! - (c) with one `KVM_SET_USER_MEMORY_REGION_LIST`.
 //!
-//! It prints which guests survived, how the others died and how long the guests
-//! stalled, and draws their progress over time. The exit status is 0 if and only if
-//! the guests of (c) survived every update and computed the right results.
+//! One more vCPU of the guest, the bystander, runs from slots that are not updated.
+//!
+//! It prints which guests survived, how the others died, how long the guests
+//! stalled and how many page faults the updates caused, and draws the progress of
+//! guest and bystander over time. The exit status is 0 if and only if the guests
+//! of (c) survived every update, computed the right results, and took no page fault
+//! when slots were resized, split or merged.
 //!
 //! `sample-vmm populate` populates a guest's memory before the guest runs, by all of
 //! its vCPUs at the same time, and shows how many page faults that saves;
@@ -66,7 +70,7 @@ enum Command {
         /// Updates that each guest must survive.
         #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
         updates: u32,
-        /// vCPUs of each guest.
+        /// vCPUs of each guest, beside the bystander.
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=MAX_VCPUS))]
         vcpus: u64,
         /// Guests to run: emulated ones execute instructions that KVM emulates.

@@ -14,7 +14,7 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 
 use crate::memslots::{
     guest::{self, Variant},
-    machine::Machine,
+    machine::{self, Machine, Sides},
     plan::Plan,
 };
 
@@ -64,11 +64,24 @@ impl fmt::Display for Method {
 pub struct Sample {
     /// Time since the start; there is no update in the first [`UNDISTURBED`].
     pub at: Duration,
+    /// Of the vCPUs in the window.
     pub steps: Vec<u64>,
+    pub bystander: u64,
+}
+
+/// Page faults from the beginning of an update to that of the next one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Of the updates that reshape slots.
+    pub reshapes: Sides<u64>,
+    /// Of the updates that move a slot.
+    pub moves: Sides<u64>,
 }
 
 /// The result for a guest. A stall is a time in which a vCPU completes no step;
-/// for a guest that died, stalls count up to the last update that it survived.
+/// for a guest that died, stalls and page faults count up to the last update that
+/// it survived. Stalls are those of the vCPUs in the window if nothing else is
+/// said.
 pub struct Outcome {
     pub variant: Variant,
     pub method: Method,
@@ -84,16 +97,24 @@ pub struct Outcome {
     pub stall_guest: Duration,
     /// The mean of the longest stalls of the updates.
     pub stall_guest_mean: Duration,
+    /// The longest stall of the bystander during the updates, by its own clock.
+    pub stall_bystander: Duration,
     /// The longest stall that the host's samples show, which is a lower bound.
     pub stall_host: Duration,
     /// Mean time of an update, pausing and resuming included.
     pub update_mean: Duration,
+    pub faults: Faults,
     pub samples: Vec<Sample>,
 }
 
 impl Outcome {
     pub fn passed(&self) -> bool {
         self.survived == self.updates && self.death.is_none() && self.wrong.is_none()
+    }
+
+    /// Whether no vCPU took a page fault because slots were reshaped.
+    pub fn undisturbed(&self) -> bool {
+        self.faults.reshapes == Sides::default()
     }
 }
 
@@ -153,17 +174,20 @@ fn drive(
         stall_undisturbed: Duration::ZERO,
         stall_guest: Duration::ZERO,
         stall_guest_mean: Duration::ZERO,
+        stall_bystander: Duration::ZERO,
         stall_host: Duration::ZERO,
         update_mean: Duration::ZERO,
+        faults: Faults::default(),
         samples: Vec::new(),
     };
     thread::sleep(UNDISTURBED);
-    outcome.stall_undisturbed = machine.take_longest_gap()?;
+    outcome.stall_undisturbed = machine.take_longest_gap()?.window;
 
     let first = start.elapsed();
     let mut last = first;
     let mut in_updates = Duration::ZERO;
     let mut stalls = Duration::ZERO;
+    let mut faults = machine.faults()?;
     for number in 1..=updates {
         let update = plan.next_update()?;
         let begin = Instant::now();
@@ -182,12 +206,23 @@ fn drive(
             break;
         }
         let stall = machine.take_longest_gap()?;
-        stalls += stall;
+        stalls += stall.window;
         outcome.survived = number;
-        outcome.stall_guest = outcome.stall_guest.max(stall);
+        outcome.stall_guest = outcome.stall_guest.max(stall.window);
         outcome.stall_guest_mean = stalls / number as u32;
+        outcome.stall_bystander = outcome.stall_bystander.max(stall.bystander);
         last = start.elapsed();
         thread::sleep(BETWEEN_UPDATES);
+
+        let now = machine.faults()?;
+        let caused = if update.operation.moves() {
+            &mut outcome.faults.moves
+        } else {
+            &mut outcome.faults.reshapes
+        };
+        caused.window += now.window - faults.window;
+        caused.bystander += now.bystander - faults.bystander;
+        faults = now;
     }
     if outcome.death.is_none() {
         outcome.wrong = machine.finish()?;
@@ -209,8 +244,10 @@ fn wait_for_progress(machine: &mut Machine, vcpus: u64, steps: u64) -> Result<Op
             return Ok(None);
         };
         if begin.elapsed() > HUNG {
+            let name = machine::ids(vcpus).nth(behind).map(guest::name);
             return Ok(Some(format!(
-                "vCPU {behind}: no progress for {} s at rip {:#x}",
+                "{}: no progress for {} s at rip {:#x}",
+                name.unwrap_or_default(),
                 HUNG.as_secs(),
                 machine.locate(behind)?
             )));
@@ -219,8 +256,9 @@ fn wait_for_progress(machine: &mut Machine, vcpus: u64, steps: u64) -> Result<Op
     }
 }
 
+/// The step counters of all vCPUs, the bystander's last.
 fn read_steps(memory: &GuestMemoryMmap, vcpus: u64) -> Result<Vec<u64>> {
-    (0..vcpus)
+    machine::ids(vcpus)
         .map(|vcpu| Ok(memory.load(guest::steps(vcpu), Ordering::Relaxed)?))
         .collect()
 }
@@ -233,9 +271,12 @@ fn sample(
 ) -> Result<Vec<Sample>> {
     let mut samples = Vec::new();
     while !stop.load(Ordering::Relaxed) {
+        let at = start.elapsed();
+        let mut steps = read_steps(&memory, vcpus)?;
         samples.push(Sample {
-            at: start.elapsed(),
-            steps: read_steps(&memory, vcpus)?,
+            at,
+            bystander: steps.pop().context("no bystander")?,
+            steps,
         });
         thread::sleep(SAMPLE_INTERVAL);
     }
@@ -279,6 +320,7 @@ mod tests {
         .map(|(at, steps)| Sample {
             at: ms(at),
             steps: steps.to_vec(),
+            bystander: 0,
         })
         .into();
         assert_eq!(longest_stall(&samples, (ms(10), ms(20))), ms(4));

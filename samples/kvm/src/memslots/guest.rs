@@ -8,6 +8,9 @@
 //! emulate. Page tables, code, stacks and data all lie in the window whose
 //! memslots are updated. Only the step counter is elsewhere, in a slot that no
 //! update changes, where the host reads it.
+//!
+//! One more vCPU, the bystander, runs the same program from memory that no update
+//! changes.
 
 use std::{arch::global_asm, fmt, slice};
 
@@ -21,19 +24,24 @@ pub const WINDOW_WORKING: u64 = 0x0010_0000;
 pub const WINDOW_FULL: u64 = 0x0020_0000;
 /// Address to which an update moves the window's slot.
 pub const ALIAS: u64 = 0x0200_0000;
-/// The slot that no update changes, one page per vCPU.
+/// The bystander's memory, with the same layout as the window.
+pub const ASIDE: u64 = 0x0280_0000;
+pub const ASIDE_SIZE: u64 = DATA + DATA_SIZE;
+/// One page per vCPU. No update changes this slot, nor that of [`ASIDE`].
 pub const REPORT: u64 = 0x0300_0000;
-pub const REPORT_SIZE: u64 = MAX_VCPUS * PAGE;
+pub const REPORT_SIZE: u64 = (MAX_VCPUS + 1) * PAGE;
 /// Address without a memslot: an access is MMIO for [`Device`].
 pub const DEVICE: u64 = 0x0400_0000;
 /// I/O port of [`Device`].
 pub const PORT: u16 = 0x05f0;
 /// As many as fit into [`WINDOW_WORKING`].
 pub const MAX_VCPUS: u64 = 8;
+/// The id of the bystander. Lower ids are in the window.
+pub const BYSTANDER: u64 = MAX_VCPUS;
 
 const PAGE: u64 = 4096;
 
-// Offsets in the window.
+// Offsets in the window, and in the bystander's memory.
 const PML4: u64 = 0;
 const PDPT: u64 = PAGE;
 const PAGE_DIRECTORY: u64 = 2 * PAGE;
@@ -189,15 +197,35 @@ impl fmt::Display for Variant {
 
 /// The registers with which a vCPU starts the program.
 pub fn entry(vcpu: u64, variant: Variant) -> Entry {
+    let (memory, index) = place(vcpu);
     Entry {
-        page_table: WINDOW + PML4,
-        rip: WINDOW + IMAGE,
-        rsp: WINDOW + STACKS + (vcpu + 1) * PAGE,
+        page_table: memory + PML4,
+        rip: memory + IMAGE,
+        rsp: memory + STACKS + (index + 1) * PAGE,
         r10: report(vcpu).0,
         r11: data(vcpu).0,
         r12: seed(vcpu),
         r14: (variant == Variant::Emulated).into(),
         r15: DEVICE,
+    }
+}
+
+/// What messages call a vCPU.
+pub fn name(vcpu: u64) -> String {
+    if vcpu == BYSTANDER {
+        "bystander".to_owned()
+    } else {
+        format!("vCPU {vcpu}")
+    }
+}
+
+/// The memory from which a vCPU runs, and how many others have their stacks and
+/// data before its own there.
+fn place(vcpu: u64) -> (u64, u64) {
+    if vcpu == BYSTANDER {
+        (ASIDE, 0)
+    } else {
+        (WINDOW, vcpu)
     }
 }
 
@@ -210,7 +238,8 @@ fn report(vcpu: u64) -> GuestAddress {
 }
 
 fn data(vcpu: u64) -> GuestAddress {
-    GuestAddress(WINDOW + DATA + vcpu * DATA_SIZE)
+    let (memory, index) = place(vcpu);
+    GuestAddress(memory + DATA + index * DATA_SIZE)
 }
 
 /// Address of the number of steps that the vCPU has completed.
@@ -229,17 +258,22 @@ pub fn stop(vcpu: u64) -> GuestAddress {
     GuestAddress(report(vcpu).0 + STOP)
 }
 
-/// Writes program and page tables to fresh guest memory.
+/// Writes program and page tables to fresh guest memory: once to the window and
+/// once to the bystander's memory.
 pub fn load(memory: &GuestMemoryMmap) -> Result<(), vm_memory::GuestMemoryError> {
+    load_at(memory, WINDOW)?;
+    load_at(memory, ASIDE)
+}
+
+fn load_at(memory: &GuestMemoryMmap, base: u64) -> Result<(), vm_memory::GuestMemoryError> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
-    let entry = |table, index, value: u64| {
-        memory.write_obj(value, GuestAddress(WINDOW + table + index * 8))
-    };
+    let entry =
+        |table, index, value: u64| memory.write_obj(value, GuestAddress(base + table + index * 8));
 
-    memory.write_slice(image(), GuestAddress(WINDOW + IMAGE))?;
-    entry(PML4, 0, (WINDOW + PDPT) | PRESENT_WRITABLE)?;
-    entry(PDPT, 0, (WINDOW + PAGE_DIRECTORY) | PRESENT_WRITABLE)?;
+    memory.write_slice(image(), GuestAddress(base + IMAGE))?;
+    entry(PML4, 0, (base + PDPT) | PRESENT_WRITABLE)?;
+    entry(PDPT, 0, (base + PAGE_DIRECTORY) | PRESENT_WRITABLE)?;
     // The identity mapping of the first GiB.
     for index in 0..512 {
         entry(
@@ -359,7 +393,7 @@ impl Replay {
         } else {
             return Ok(None);
         };
-        Ok(Some(format!("vCPU {vcpu}: {found}")))
+        Ok(Some(format!("{}: {found}", name(vcpu))))
     }
 }
 

@@ -6,7 +6,9 @@ use std::{sync::atomic::Ordering, time::Duration};
 use anyhow::{Context, Result};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use kvm_memory_uapi::{Access, Flags, Mapping, Region, RegionList, Slot, VmFdMemoryExt};
+use kvm_memory_uapi::{
+    Access, Counter, Flags, Mapping, Region, RegionList, Slot, Stats, VmFdMemoryExt,
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use crate::{
@@ -19,28 +21,84 @@ use crate::{
     vcpu::new_vcpu,
 };
 
-/// A slot that no plan uses.
+/// Slots that no plan uses.
 const REPORT_SLOT: Slot = Slot::new(2);
+const ASIDE_SLOT: Slot = Slot::new(3);
 
 /// A guest that has not halted for so long after the order to stop is stuck.
 const HALT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A value for the vCPUs in the window, and the same for the bystander.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sides<T> {
+    pub window: T,
+    pub bystander: T,
+}
+
+impl<T> Sides<T> {
+    /// The value for the side of vCPU `id`.
+    fn side(&mut self, id: u64) -> &mut T {
+        if id == guest::BYSTANDER {
+            &mut self.bystander
+        } else {
+            &mut self.window
+        }
+    }
+}
+
+/// KVM's counters of a vCPU's page faults.
+struct Faults {
+    taken: Counter,
+    /// Those among them that KVM answered by emulation. The guest takes them on
+    /// its device only.
+    emulated: Counter,
+}
+
+impl Faults {
+    fn new(fd: &VcpuFd) -> Result<Faults> {
+        let counter = |name| {
+            fd.counter(name)
+                .context("KVM_GET_STATS_FD failed")?
+                .with_context(|| format!("KVM does not count '{name}'"))
+        };
+        Ok(Faults {
+            taken: counter("pf_taken")?,
+            emulated: counter("pf_emulate")?,
+        })
+    }
+
+    /// Page faults on memory. A fault counts as taken first.
+    fn read(&self) -> Result<u64> {
+        let emulated = self.emulated.read()?;
+        Ok(self.taken.read()?.saturating_sub(emulated))
+    }
+}
 
 /// A VM with the guest's program in it and its vCPUs running.
 pub struct Machine {
     /// Dropped first: the vCPUs need the rest.
     threads: Threads,
+    /// Of each thread's vCPU, in the order of [`ids`].
+    faults: Vec<Faults>,
     memory: GuestMemoryMmap,
     window: Window,
     tsc_khz: u32,
     vm: VmFd,
 }
 
+/// The ids of a guest's vCPUs: `vcpus` in the window, then the bystander.
+pub fn ids(vcpus: u64) -> impl Iterator<Item = u64> {
+    (0..vcpus).chain([guest::BYSTANDER])
+}
+
 impl Machine {
-    /// Starts a guest. With `populated`, its memory is populated before it runs.
+    /// Starts a guest with `vcpus` vCPUs in the window, and the bystander. With
+    /// `populated`, its memory is populated before it runs.
     pub fn start(kvm: &Kvm, vcpus: u64, variant: Variant, populated: bool) -> Result<Machine> {
         let vm = kvm.create_vm().context("KVM_CREATE_VM failed")?;
         let memory = GuestMemoryMmap::from_ranges(&[
             (GuestAddress(guest::WINDOW), guest::WINDOW_FULL as usize),
+            (GuestAddress(guest::ASIDE), guest::ASIDE_SIZE as usize),
             (GuestAddress(guest::REPORT), guest::REPORT_SIZE as usize),
         ])
         .context("cannot map memory for the guest")?;
@@ -54,25 +112,33 @@ impl Machine {
             working: guest::WINDOW_WORKING,
             full: guest::WINDOW_FULL,
         };
-        let report = Region {
-            slot: REPORT_SLOT,
-            flags: Flags::empty(),
-            guest_phys_addr: guest::REPORT,
-            memory_size: guest::REPORT_SIZE,
-            userspace_addr: hva(guest::REPORT)?,
+        let fixed = |slot, guest_phys_addr, memory_size| -> Result<Region> {
+            Ok(Region {
+                slot,
+                flags: Flags::empty(),
+                guest_phys_addr,
+                memory_size,
+                userspace_addr: hva(guest_phys_addr)?,
+            })
         };
+        let report = fixed(REPORT_SLOT, guest::REPORT, guest::REPORT_SIZE)?;
+        let aside = fixed(ASIDE_SLOT, guest::ASIDE, guest::ASIDE_SIZE)?;
 
         let mut machine = Machine {
             threads: Threads::new(),
+            faults: Vec::new(),
             memory,
             window,
             tsc_khz: 0,
             vm,
         };
         let mut slots = RegionList::new();
-        slots.create(window.initial())?.create(report)?;
+        slots
+            .create(window.initial())?
+            .create(report)?
+            .create(aside)?;
         machine.set_one_by_one(&slots)?;
-        let mut fds = (0..vcpus)
+        let mut fds = ids(vcpus)
             .map(|id| {
                 new_vcpu(kvm, &machine.vm, id, &guest::entry(id, variant))
                     .with_context(|| format!("cannot make vCPU {id}"))
@@ -86,7 +152,7 @@ impl Machine {
                 .collect::<Result<Vec<_>, _>>()?;
             populate(&mut fds, &mappings)?;
         }
-        for (id, fd) in (0..).zip(fds) {
+        for (id, fd) in ids(vcpus).zip(fds) {
             machine
                 .start_vcpu(fd, id, variant)
                 .with_context(|| format!("cannot start vCPU {id}"))?;
@@ -95,6 +161,7 @@ impl Machine {
     }
 
     fn start_vcpu(&mut self, fd: VcpuFd, id: u64, variant: Variant) -> Result<()> {
+        self.faults.push(Faults::new(&fd)?);
         self.tsc_khz = fd.get_tsc_khz().context("KVM_GET_TSC_KHZ failed")?;
         let memory = self.memory.clone();
         self.threads.start(id, fd, move |fd, device| {
@@ -115,23 +182,39 @@ impl Machine {
         self.threads.death()
     }
 
-    /// The rip of a vCPU. Stops all vCPUs for good.
+    /// The ids of the vCPUs.
+    fn ids(&self) -> impl Iterator<Item = u64> {
+        ids(self.threads.len().saturating_sub(1) as u64)
+    }
+
+    /// The rip of a vCPU, by its position in [`ids`]. Stops all vCPUs for good.
     pub fn locate(&mut self, vcpu: usize) -> Result<u64> {
         let fd = self.threads.take(vcpu)?;
         Ok(fd.get_regs().context("KVM_GET_REGS failed")?.rip)
     }
 
-    /// The longest time between two steps of any vCPU since the last call, as
-    /// the vCPU measured it.
-    pub fn take_longest_gap(&self) -> Result<Duration> {
-        let mut cycles = 0u64;
-        for vcpu in 0..self.threads.len() as u64 {
+    /// The longest time between two steps of a vCPU since the last call, as the
+    /// vCPU measured it.
+    pub fn take_longest_gap(&self) -> Result<Sides<Duration>> {
+        let mut longest = Sides::<Duration>::default();
+        for vcpu in self.ids() {
             let gap = guest::longest_gap(vcpu);
-            cycles = cycles.max(self.memory.load(gap, Ordering::Relaxed)?);
+            let cycles: u64 = self.memory.load(gap, Ordering::Relaxed)?;
             self.memory.store(0u64, gap, Ordering::Relaxed)?;
+            let nanoseconds = u128::from(cycles) * 1_000_000 / u128::from(self.tsc_khz.max(1));
+            let side = longest.side(vcpu);
+            *side = Duration::from_nanos(nanoseconds as u64).max(*side);
         }
-        let nanoseconds = u128::from(cycles) * 1_000_000 / u128::from(self.tsc_khz.max(1));
-        Ok(Duration::from_nanos(nanoseconds as u64))
+        Ok(longest)
+    }
+
+    /// Page faults that the guest has taken on its memory.
+    pub fn faults(&self) -> Result<Sides<u64>> {
+        let mut sum = Sides::<u64>::default();
+        for (vcpu, faults) in self.ids().zip(&self.faults) {
+            *sum.side(vcpu) += faults.read()?;
+        }
+        Ok(sum)
     }
 
     /// Applies the list with one `KVM_SET_USER_MEMORY_REGION` per entry.
@@ -170,7 +253,7 @@ impl Machine {
     /// Lets the guest reach the end of its program, and compares what it has
     /// computed with a replay. Returns what is wrong, if anything.
     pub fn finish(self) -> Result<Option<String>> {
-        for vcpu in 0..self.threads.len() as u64 {
+        for vcpu in self.ids() {
             self.memory
                 .store(1u64, guest::stop(vcpu), Ordering::Relaxed)?;
         }

@@ -58,6 +58,12 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// Whether a slot moves. All other operations reshape slots, and every page of
+    /// the working set stays where it is.
+    pub fn moves(self) -> bool {
+        matches!(self, Operation::MoveAway | Operation::MoveBack)
+    }
+
     const ROUND: [Operation; 6] = [
         Operation::Grow,
         Operation::Split,

@@ -4,29 +4,32 @@
 use std::{fmt::Write, mem, path::Path, time::Duration};
 
 use anyhow::{anyhow, Context, Result};
-use plotters::prelude::*;
+use plotters::{coord::Shift, prelude::*};
 
 use crate::memslots::{
     experiment::{Method, Outcome, Sample, UNDISTURBED},
     guest::Variant,
+    machine::Sides,
 };
 
 /// One line per outcome.
 pub fn table(outcomes: &[Outcome]) -> String {
     let mut text = String::from(
-        "                                         ---------- stall, ms ----------       ms\n\
-         variant   method               survived  longest  (host)   mean at rest  update  guest\n",
+        "                                         --------------- stall, ms ---------------       ms  - page faults (bystander) -\n\
+         variant   method               survived  longest  (host)   mean at rest bystander  update        reshaped          moved  guest\n",
     );
     for outcome in outcomes {
         let ms = |time: Duration| format!("{:.2}", time.as_secs_f64() * 1e3);
-        // Without a survived update no stall has been measured.
-        let stall = |time| {
+        // Without a survived update nothing has been measured.
+        let measured = |value| {
             if outcome.survived > 0 {
-                ms(time)
+                value
             } else {
                 "-".to_owned()
             }
         };
+        let stall = |time| measured(ms(time));
+        let faults = |Sides { window, bystander }| measured(format!("{window} ({bystander})"));
         let guest = match (&outcome.death, &outcome.wrong) {
             (Some(death), _) => format!("died: {death}"),
             (None, Some(wrong)) => format!("WRONG: {wrong}"),
@@ -35,7 +38,7 @@ pub fn table(outcomes: &[Outcome]) -> String {
         // Writing to a String does not fail.
         let _ = writeln!(
             text,
-            "{:<9} ({}) {:<14} {:>10} {:>8} {:>7} {:>6} {:>7} {:>7}  {guest}",
+            "{:<9} ({}) {:<14} {:>10} {:>8} {:>7} {:>6} {:>7} {:>9} {:>7} {:>15} {:>14}  {guest}",
             outcome.variant,
             outcome.method.letter(),
             outcome.method,
@@ -44,27 +47,44 @@ pub fn table(outcomes: &[Outcome]) -> String {
             stall(outcome.stall_host),
             stall(outcome.stall_guest_mean),
             ms(outcome.stall_undisturbed),
+            stall(outcome.stall_bystander),
             ms(outcome.update_mean),
+            faults(outcome.faults.reshapes),
+            faults(outcome.faults.moves),
         );
     }
     text.push_str(
         "\nstall: time in which a vCPU completes no step, by its own clock; (host): by the host's samples\n\
-         at rest: the longest stall before the updates; update: mean time of an update\n",
+         at rest: the longest stall before the updates; update: mean time of an update\n\
+         bystander: one more vCPU, which runs from other slots\n\
+         page faults: those of all updates that resize, split or merge slots, and of those that move one\n",
     );
     text
 }
 
-/// Steps of all vCPUs together over time, in seconds.
-fn curve(outcome: &Outcome) -> Vec<(f64, f64)> {
-    let total = |sample: &Sample| sample.steps.iter().sum::<u64>();
+/// A line in a chart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Curve {
+    /// Of the vCPUs in the window together.
+    Window,
+    Bystander,
+}
+
+/// Steps over time, in seconds.
+fn points(outcome: &Outcome, curve: Curve) -> Vec<(f64, f64)> {
+    let in_window = |sample: &Sample| sample.steps.iter().sum::<u64>();
+    let total = |sample: &Sample| match curve {
+        Curve::Window => in_window(sample),
+        Curve::Bystander => sample.bystander,
+    };
     let first = outcome.samples.first().map_or(0, total);
-    let last = outcome.samples.last().map_or(0, total);
+    let last = outcome.samples.last().map_or(0, in_window);
     let mut going_on = true;
     outcome
         .samples
         .iter()
         // Leaves out the time until the host noticed that the guest had stopped.
-        .take_while(|sample| mem::replace(&mut going_on, total(sample) < last))
+        .take_while(|sample| mem::replace(&mut going_on, in_window(sample) < last))
         .map(|sample| (sample.at.as_secs_f64(), (total(sample) - first) as f64))
         .collect()
 }
@@ -86,11 +106,14 @@ fn limits(curves: &[Vec<(f64, f64)>]) -> (f64, f64) {
 }
 
 /// A chart of the guests' progress, drawn with the letters of the methods.
-pub fn text_chart(outcomes: &[&Outcome]) -> String {
+pub fn text_chart(outcomes: &[&Outcome], curve: Curve) -> String {
     const WIDTH: usize = 72;
     const HEIGHT: usize = 14;
 
-    let curves: Vec<_> = outcomes.iter().map(|outcome| curve(outcome)).collect();
+    let curves: Vec<_> = outcomes
+        .iter()
+        .map(|outcome| points(outcome, curve))
+        .collect();
     let (time, steps) = limits(&curves);
     let cell = |value: f64, limit: f64, cells: usize| {
         ((value / limit * cells as f64) as usize).min(cells - 1)
@@ -132,7 +155,8 @@ pub fn legend(outcomes: &[&Outcome]) -> String {
     format!("{}, X death of the guest", methods.join(", "))
 }
 
-/// Writes one chart per variant to one file, one above the other.
+/// Writes the charts to a file: a row for each variant, with the vCPUs in the window
+/// on the left and the bystander on the right.
 pub fn svg(outcomes: &[Outcome], path: &Path) -> Result<()> {
     let charts: Vec<Vec<&Outcome>> = by_variant(outcomes);
     let mut drawing = String::new();
@@ -149,93 +173,113 @@ pub fn by_variant(outcomes: &[Outcome]) -> Vec<Vec<&Outcome>> {
         .collect()
 }
 
-fn draw(charts: &[Vec<&Outcome>], drawing: &mut String) -> Result<(), Box<dyn std::error::Error>> {
-    const WIDTH: u32 = 900;
-    const HEIGHT: u32 = 420;
-    const FONT: &str = "sans-serif";
+const FONT: &str = "sans-serif";
 
+fn draw(charts: &[Vec<&Outcome>], drawing: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+    const WIDTH: u32 = 1240;
+    const HEIGHT: u32 = 400;
+
+    let root =
+        SVGBackend::with_string(drawing, (WIDTH, HEIGHT * charts.len() as u32)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let areas = root.split_evenly((charts.len(), 2));
+    for (outcomes, areas) in charts.iter().zip(areas.chunks_exact(2)) {
+        draw_chart(outcomes, Curve::Window, &areas[0])?;
+        draw_chart(outcomes, Curve::Bystander, &areas[1])?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+/// What the legend says of a guest.
+fn label(outcome: &Outcome, curve: Curve) -> String {
+    let Sides { window, bystander } = outcome.faults.reshapes;
+    let end = match (&outcome.death, curve) {
+        (Some(_), _) => format!("died: survived {} of {}", outcome.survived, outcome.updates),
+        (None, Curve::Window) => format!("{window} page faults by reshaping"),
+        (None, Curve::Bystander) => format!("{bystander} page faults by reshaping"),
+    };
+    format!("({}) {}, {end}", outcome.method.letter(), outcome.method)
+}
+
+fn draw_chart(
+    outcomes: &[&Outcome],
+    curve: Curve,
+    area: &DrawingArea<SVGBackend<'_>, Shift>,
+) -> Result<(), Box<dyn std::error::Error>> {
     let color = |method| match method {
         Method::Single => RGBColor(0xd5, 0x5e, 0x00),
         Method::Paused => RGBColor(0x00, 0x72, 0xb2),
         Method::List => RGBColor(0x00, 0x9e, 0x73),
     };
-    let root =
-        SVGBackend::with_string(drawing, (WIDTH, HEIGHT * charts.len() as u32)).into_drawing_area();
-    root.fill(&WHITE)?;
-    for (outcomes, area) in charts.iter().zip(root.split_evenly((charts.len(), 1))) {
-        let curves: Vec<_> = outcomes.iter().map(|outcome| curve(outcome)).collect();
-        let (time, steps) = limits(&curves);
-        let title = match outcomes[0].variant {
-            Variant::Plain => "Progress of a guest whose memslots are updated",
-            Variant::Emulated => "The same with instructions that KVM emulates",
-        };
-        let mut chart = ChartBuilder::on(&area)
-            .caption(title, (FONT, 20))
-            .margin(12)
-            .x_label_area_size(44)
-            .y_label_area_size(84)
-            .build_cartesian_2d(0.0..time * 1.02, 0.0..steps * 1.05)?;
+    let curves: Vec<_> = outcomes
+        .iter()
+        .map(|outcome| points(outcome, curve))
+        .collect();
+    let (time, steps) = limits(&curves);
+    let (title, y_desc) = match (curve, outcomes[0].variant) {
+        (Curve::Window, Variant::Plain) => (
+            "Progress of a guest whose memslots are updated",
+            "steps of the vCPUs in these slots",
+        ),
+        (Curve::Window, Variant::Emulated) => (
+            "The same with instructions that KVM emulates",
+            "steps of the vCPUs in these slots",
+        ),
+        (Curve::Bystander, _) => ("A bystander in other slots", "steps of the bystander"),
+    };
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, (FONT, 20))
+        .margin(12)
+        .x_label_area_size(44)
+        .y_label_area_size(76)
+        .build_cartesian_2d(0.0..time * 1.02, 0.0..steps * 1.05)?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .label_style((FONT, 13))
+        .axis_desc_style((FONT, 14))
+        .x_desc("seconds; updates begin at the dashed line")
+        .y_desc(y_desc)
+        .y_label_formatter(&|&steps| thousands(steps))
+        .draw()?;
+    let first_update = UNDISTURBED.as_secs_f64();
+    chart.draw_series(DashedLineSeries::new(
+        [(first_update, 0.0), (first_update, steps * 1.05)],
+        4,
+        4,
+        BLACK.mix(0.5).into(),
+    ))?;
+    for (outcome, points) in outcomes.iter().zip(&curves) {
+        let color = color(outcome.method);
         chart
-            .configure_mesh()
-            .light_line_style(TRANSPARENT)
-            .label_style((FONT, 13))
-            .axis_desc_style((FONT, 14))
-            .x_desc("seconds; updates begin at the dashed line")
-            .y_desc("steps of all vCPUs")
-            .y_label_formatter(&|&steps| thousands(steps))
-            .draw()?;
-        let first_update = UNDISTURBED.as_secs_f64();
-        chart.draw_series(DashedLineSeries::new(
-            [(first_update, 0.0), (first_update, steps * 1.05)],
-            4,
-            4,
-            BLACK.mix(0.5).into(),
-        ))?;
-        for (outcome, curve) in outcomes.iter().zip(&curves) {
-            let color = color(outcome.method);
-            let end = if outcome.death.is_some() {
-                format!(
-                    ", died: survived {} of {}",
-                    outcome.survived, outcome.updates
-                )
-            } else {
-                format!(", survived {} updates", outcome.survived)
-            };
-            chart
-                .draw_series(LineSeries::new(
-                    curve.iter().copied(),
-                    color.stroke_width(2),
-                ))?
-                .label(format!(
-                    "({}) {}{end}",
-                    outcome.method.letter(),
-                    outcome.method
-                ))
-                .legend(move |(x, y)| {
-                    PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2))
-                });
-            if outcome.death.is_some() {
-                let end = curve
-                    .last()
-                    .map(|&end| Cross::new(end, 7, color.stroke_width(3)));
-                chart.draw_series(end)?;
-            }
+            .draw_series(LineSeries::new(
+                points.iter().copied(),
+                color.stroke_width(2),
+            ))?
+            .label(label(outcome, curve))
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+        if outcome.death.is_some() {
+            let end = points
+                .last()
+                .map(|&end| Cross::new(end, 7, color.stroke_width(3)));
+            chart.draw_series(end)?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
-            .label_font((FONT, 14))
-            .background_style(WHITE.mix(0.85))
-            .border_style(RGBColor(0xcc, 0xcc, 0xcc))
-            .draw()?;
     }
-    root.present()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerRight)
+        .label_font((FONT, 14))
+        .background_style(WHITE.mix(0.85))
+        .border_style(RGBColor(0xcc, 0xcc, 0xcc))
+        .draw()?;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memslots::experiment::Faults;
 
     fn outcome(method: Method, steps: &[u64], death: Option<&str>) -> Outcome {
         Outcome {
@@ -248,13 +292,25 @@ mod tests {
             stall_undisturbed: Duration::from_micros(500),
             stall_guest: Duration::from_micros(1250),
             stall_guest_mean: Duration::from_millis(1),
+            stall_bystander: Duration::from_micros(750),
             stall_host: Duration::from_millis(1),
             update_mean: Duration::from_millis(2),
+            faults: Faults {
+                reshapes: Sides {
+                    window: 17,
+                    bystander: 0,
+                },
+                moves: Sides {
+                    window: 1234,
+                    bystander: 567,
+                },
+            },
             samples: (0..)
                 .zip(steps)
                 .map(|(second, &steps)| Sample {
                     at: Duration::from_secs(second),
                     steps: vec![steps],
+                    bystander: 2 * steps,
                 })
                 .collect(),
         }
@@ -270,10 +326,11 @@ mod tests {
         let line = |letter| table.lines().find(|line| line.contains(letter));
         let (a, c) = (line("(a)").expect("a line"), line("(c)").expect("a line"));
         assert!(a.contains("0 of 3") && a.contains("of an exception"), "{a}");
-        assert!(!a.contains("1.25"), "{a}");
+        assert!(!a.contains("1.25") && !a.contains("1234"), "{a}");
         assert!(c.contains("3 of 3") && c.contains("1.25"), "{c}");
+        assert!(c.contains("17 (0)") && c.contains("1234 (567)"), "{c}");
 
-        let chart = text_chart(&outcomes.iter().collect::<Vec<_>>());
+        let chart = text_chart(&outcomes.iter().collect::<Vec<_>>(), Curve::Window);
         let cross = chart.lines().find_map(|line| line.find('X'));
         let last = chart.lines().find_map(|line| line.rfind('c'));
         // After one of three seconds, not at the end of the samples.
@@ -282,7 +339,14 @@ mod tests {
     }
 
     #[test]
-    fn svg_has_a_chart_for_each_variant_and_a_line_for_each_method() {
+    fn a_bystander_ends_when_the_guest_dies() {
+        let dead = outcome(Method::Single, &[5, 10, 10, 10], Some("of an exception"));
+        assert_eq!(points(&dead, Curve::Window), [(0.0, 0.0), (1.0, 5.0)]);
+        assert_eq!(points(&dead, Curve::Bystander), [(0.0, 0.0), (1.0, 10.0)]);
+    }
+
+    #[test]
+    fn svg_has_two_charts_for_each_variant_and_a_line_for_each_method() {
         let mut outcomes = vec![
             outcome(Method::Single, &[0, 1, 1], Some("early")),
             outcome(Method::List, &[0, 1, 2], None),
@@ -291,7 +355,8 @@ mod tests {
         outcomes[2].variant = Variant::Emulated;
         let mut drawing = String::new();
         draw(&by_variant(&outcomes), &mut drawing).expect("a drawing");
-        assert_eq!(drawing.matches("(a) single ioctls, died").count(), 1);
-        assert_eq!(drawing.matches("(c) list, survived 3 updates").count(), 2);
+        assert_eq!(drawing.matches("(a) single ioctls, died").count(), 2);
+        assert_eq!(drawing.matches("(c) list, 17 page faults").count(), 2);
+        assert_eq!(drawing.matches("(c) list, 0 page faults").count(), 2);
     }
 }

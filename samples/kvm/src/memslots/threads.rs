@@ -19,7 +19,7 @@ use vmm_sys_util::signal::{register_signal_handler, Killable, SIGRTMIN};
 
 use crate::memslots::{
     exits::{self, End},
-    guest::Device,
+    guest::{self, Device},
 };
 
 /// The threads of a VM's vCPUs. Dropping this ends them.
@@ -158,7 +158,7 @@ impl Threads {
             let end = run_until_end(&mut fd, immediate_exit, &mut device, &shared);
             let halted = matches!(end, Some(End::Halted));
             shared.ended(match end {
-                Some(End::Died(how)) => Some(format!("vCPU {id}: {how}")),
+                Some(End::Died(how)) => Some(format!("{}: {how}", guest::name(id))),
                 Some(End::Halted) | None => None,
             });
             let wrong = if halted {
