@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 
 //! Measures what memslot updates cost (`memslots/`): single ioctls of KVM's C
-//! code, the same ioctls of the Rust core, and one list. Measures what it costs
-//! to populate guest memory (`populate/`): by `KVM_MAP_MEMORY`, by
-//! `KVM_PRE_FAULT_MEMORY` and by the guest itself.
+//! code, the same ioctls of the Rust core, and one list. Measures what a guest
+//! loses when its slots are split and merged (`memslots/reshape/`): while its vCPUs
+//! are paused, and by one list. Measures what it costs to populate guest memory
+//! (`populate/`): by `KVM_MAP_MEMORY`, by `KVM_PRE_FAULT_MEMORY` and by the guest
+//! itself.
 //!
 //! All measurements run in one boot of one machine. The module sets, or the ways
 //! to populate, take turns in each round, so that a load that slows the machine
@@ -14,6 +16,7 @@
 //! | `memslots/run.rs`, `populate/run.rs` | all measurements of the family |
 //! | `memslots/measure.rs`, `populate/measure.rs` | one measurement |
 //! | `memslots/report.rs`, `populate/report.rs` | results, table and picture |
+//! | `memslots/reshape/` | what a running guest loses: a table of its files is in `mod.rs` |
 //! | `populate/case.rs` | what is populated, and by what |
 //! | `populate/guest.rs`, `populate/memory.rs` | the guest, and its memory |
 //! | `figures.rs` | numbers and drawing that both families share |
@@ -43,11 +46,15 @@ struct Args {
     /// Measure only this
     #[arg(long)]
     only: Option<Group>,
-    /// Number of rounds [default: 5, populating 3, quick: 2]
+    /// Also split and merge the slots of guests with 1 GiB and 2 GiB and up to 8
+    /// vCPUs, which takes half an hour
+    #[arg(long)]
+    large: bool,
+    /// Number of rounds [default: 5, reshaping and populating 3, quick: 2, reshaping 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Write a picture of the updates to this SVG file, and one of populating to
-    /// NAME-populate.svg in the same directory
+    /// Write a picture of the updates to this SVG file, and those of reshaping and of
+    /// populating to NAME-reshape.svg and NAME-populate.svg in the same directory
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
     /// Program that loads the module set named by its argument, c or rust
@@ -58,12 +65,15 @@ struct Args {
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Group {
     Updates,
+    Reshape,
+    Endure,
     Populate,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    if args.only != Some(Group::Populate) {
+    let wanted = |group| args.only.is_none_or(|only| only == group);
+    if wanted(Group::Updates) {
         memslots::run(
             args.quick,
             args.rounds,
@@ -71,7 +81,19 @@ fn main() -> Result<()> {
             &args.kvm_flavour,
         )?;
     }
-    if args.only != Some(Group::Updates) {
+    if wanted(Group::Reshape) {
+        memslots::reshape::measure_all(
+            args.quick,
+            args.large,
+            args.rounds,
+            args.svg.as_deref(),
+            &args.kvm_flavour,
+        )?;
+    }
+    if wanted(Group::Endure) {
+        memslots::reshape::endure_all(args.quick, &args.kvm_flavour)?;
+    }
+    if wanted(Group::Populate) {
         populate::run(
             args.quick,
             args.rounds,

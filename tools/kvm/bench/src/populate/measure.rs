@@ -143,7 +143,8 @@ fn populate(
     })
 }
 
-fn pre_fault(vcpu: &mut VcpuFd, gpa: u64, size: u64) -> Result<()> {
+/// Populates `size` bytes from `gpa` on by `KVM_PRE_FAULT_MEMORY`.
+pub fn pre_fault(vcpu: &mut VcpuFd, gpa: u64, size: u64) -> Result<()> {
     let mut range = kvm_pre_fault_memory {
         gpa,
         size,

@@ -5,8 +5,8 @@
 
 mod case;
 mod guest;
-mod measure;
-mod memory;
+pub mod measure;
+pub mod memory;
 mod report;
 mod run;
 
