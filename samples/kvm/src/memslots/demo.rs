@@ -75,7 +75,8 @@ pub fn run(
     // Without EPT or NPT, KVM cannot populate memory, and a list drops all mappings.
     ensure!(
         !vm.can_populate() || of_list.all(Outcome::undisturbed),
-        "a guest took page faults because a list reshaped its slots, see the table"
+        "a guest took page faults while a list reshaped its slots, see the table; if not the list \
+         is to blame, this machine moved the guest's memory (numa_balancing, khugepaged)"
     );
     Ok(())
 }

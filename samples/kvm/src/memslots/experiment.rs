@@ -220,8 +220,8 @@ fn drive(
         } else {
             &mut outcome.faults.reshapes
         };
-        caused.window += now.window - faults.window;
-        caused.bystander += now.bystander - faults.bystander;
+        caused.window += now.window.saturating_sub(faults.window);
+        caused.bystander += now.bystander.saturating_sub(faults.bystander);
         faults = now;
     }
     if outcome.death.is_none() {

@@ -67,7 +67,8 @@ impl Faults {
         })
     }
 
-    /// Page faults on memory. A fault counts as taken first.
+    /// Page faults on memory. A fault on the device counts as one until KVM begins to
+    /// emulate the access.
     fn read(&self) -> Result<u64> {
         let emulated = self.emulated.read()?;
         Ok(self.taken.read()?.saturating_sub(emulated))

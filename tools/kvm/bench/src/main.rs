@@ -46,10 +46,10 @@ struct Args {
     /// Measure only this
     #[arg(long)]
     only: Option<Group>,
-    /// Also split and merge the slots of guests with 1 GiB and 2 GiB and up to 8
-    /// vCPUs, which takes half an hour
-    #[arg(long)]
-    large: bool,
+    /// Split and merge the slots of this guest, for example 2048x8: 2 GiB, 8 vCPUs
+    /// [default: some with 64 to 1024 MiB and 1 to 8 vCPUs]
+    #[arg(long, value_name = "MIBxVCPUS")]
+    guest: Vec<memslots::reshape::Case>,
     /// Number of rounds [default: 5, reshaping and populating 3, quick: 2, reshaping 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
@@ -83,8 +83,8 @@ fn main() -> Result<()> {
     }
     if wanted(Group::Reshape) {
         memslots::reshape::measure_all(
+            &args.guest,
             args.quick,
-            args.large,
             args.rounds,
             args.svg.as_deref(),
             &args.kvm_flavour,

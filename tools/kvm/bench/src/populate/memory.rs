@@ -68,15 +68,20 @@ impl Memory {
     }
 }
 
-/// Checks that there is memory for all of `cases`, and touches all available
-/// memory: a virtual machine may get its memory only when something touches it,
-/// and the first measurement would pay for that.
+/// [`touch_available`] for the memory that `cases` need.
 pub fn warm_up(cases: &[(Kind, Shape)]) -> Result<()> {
     let most = cases.iter().map(|&(kind, shape)| match kind {
         Kind::Source => 2 * shape.size,
         _ => shape.size,
     });
-    let needed = most.max().unwrap_or(0) + SPARE;
+    touch_available(most.max().unwrap_or(0))
+}
+
+/// Checks that there is memory for guests with `size` bytes, and touches all available
+/// memory: a virtual machine may get its memory only when something touches it,
+/// and the first measurement would pay for that.
+pub fn touch_available(size: u64) -> Result<()> {
+    let needed = size + SPARE;
     let info = std::fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
     let available = info
         .lines()

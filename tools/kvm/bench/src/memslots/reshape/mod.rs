@@ -23,4 +23,5 @@ mod run;
 mod slots;
 mod vcpus;
 
+pub use case::Case;
 pub use run::{endure_all, measure_all};

@@ -410,7 +410,7 @@ mod tests {
     /// With pausing, stall and faults grow with the size; with the list nothing does.
     fn results() -> Result<Results> {
         let mut results = Results::default();
-        for (case, _) in cases(false, false) {
+        for case in cases(false) {
             for method in [Method::Paused, Method::List] {
                 let mut samples = Vec::new();
                 for i in 0..10 {

@@ -7,33 +7,37 @@ use std::path::Path;
 use anyhow::{bail, Context, Result};
 use kvm_ioctls::Kvm;
 
-use super::case::{cases, Method};
+use super::case::{cases, updates, Case, Method};
 use super::endure::endure;
 use super::measure::measure;
 use super::report::{self, Results};
 use super::vcpus::register_kick;
 use crate::flavour::{load, Flavour};
-use crate::populate::memory::Memory;
+use crate::populate::memory::{touch_available, Memory};
 use crate::progress::Progress;
 
 /// Samples of lists for each one with pausing: they take much less time.
 const LISTS: usize = 5;
 
 /// Measures all guests in all rounds, prints the tables, and writes the picture to a
-/// file beside `svg`. With `large`, also measures guests with 1 and 2 GiB and any
-/// number of vCPUs.
+/// file beside `svg`. Measures a selection of guests if `guests` names none.
 pub fn measure_all(
+    guests: &[Case],
     quick: bool,
-    large: bool,
     rounds: Option<u32>,
     svg: Option<&Path>,
     kvm_flavour: &Path,
 ) -> Result<()> {
     let rounds = rounds.unwrap_or(if quick { 1 } else { 3 });
-    let cases = cases(quick, large);
+    let cases = if guests.is_empty() {
+        cases(quick)
+    } else {
+        guests.to_vec()
+    };
     register_kick()?;
 
-    let largest = cases.iter().map(|(case, _)| case.size).max().unwrap_or(0);
+    let largest = cases.iter().map(|case| case.size).max().unwrap_or(0);
+    touch_available(largest)?;
     let memory = Memory::new(largest, false)?;
     memory.write();
     let mut results = Results::default();
@@ -42,11 +46,11 @@ pub fn measure_all(
         for (flavour, method) in [(Flavour::C, Method::Paused), (Flavour::Rust, Method::List)] {
             load(flavour, kvm_flavour)?;
             let kvm = Kvm::new().context("/dev/kvm")?;
-            for &(case, updates) in &cases {
+            for &case in &cases {
                 progress.step(&format!("round {round}, {method}, {case}"));
                 let updates = match method {
-                    Method::List => updates * LISTS,
-                    _ => updates,
+                    Method::List => updates(case, quick) * LISTS,
+                    _ => updates(case, quick),
                 };
                 let samples = measure(&kvm, &memory, case, method, updates)
                     .with_context(|| format!("{method}, {case}"))?;
