@@ -9,12 +9,17 @@
 #define _UAPI_LINUX_KVM_MEMORY_H
 
 #include <linux/ioctl.h>
+#include <linux/kvm_memory_area.h>
 #include <linux/types.h>
 
 /* Capabilities, numbered far above those in <linux/kvm.h>. */
 #define KVM_CAP_USER_MEMORY_REGION_LIST	0x10001
 #define KVM_CAP_MAP_MEMORY		0x10002
+#define KVM_CAP_REGISTER_MEM_AREA	0x10003
 #define KVM_CAP_USER_MEMORY_REGION_LIST_FIELDS	0x10004
+
+/* Exit reasons, numbered as the capabilities are. */
+#define KVM_EXIT_X86_MSR_OP		0x10001
 
 /*
  * KVM_CHECK_EXTENSION returns for KVM_CAP_USER_MEMORY_REGION_LIST_FIELDS which
@@ -112,5 +117,51 @@ struct kvm_memory_mapping {
  * another size.
  */
 #define KVM_MAP_MEMORY	_IOWR(KVMIO, 0xd5, struct kvm_memory_mapping)
+
+/* What the VMM must know of the areas in <linux/kvm_memory_area.h>. */
+
+/**
+ * struct kvm_area_info - argument of KVM_USERSPACE_REGISTER_MEM_AREA
+ * @enabled: 1 if the VMM serves areas, 0 if it does not
+ * @pad: must be 0
+ */
+struct kvm_area_info {
+	__u8 enabled;
+	__u8 pad[3];
+};
+
+/*
+ * Available with KVM_CAP_REGISTER_MEM_AREA.  KVM_CREATE_SPAPR_TCE has the same
+ * nr with another size.
+ */
+#define KVM_USERSPACE_REGISTER_MEM_AREA	_IOW(KVMIO, 0xa8, struct kvm_area_info)
+
+/**
+ * struct kvm_x86_msr_op - the guest registers or unregisters an area
+ *	(KVM_EXIT_X86_MSR_OP)
+ * @msr_data: what the guest wrote to the MSR: the guest physical address of the
+ *	descriptor, or 0 to unregister all areas
+ * @base: guest physical address of the area, in bytes
+ * @size: size of the area in bytes
+ * @type: its type, at least KVM_MEM_AREA_TYPE_VMM
+ * @index: MSR_KVM_REGISTER_MEM_AREA or MSR_KVM_UNREGISTER_MEM_AREA
+ * @error: answer: anything but 0 gives #GP in the guest; preset to 0
+ * @result: answer: what the guest finds in the descriptor; preset to
+ *	KVM_MEM_AREA_UNKNOWN_TYPE
+ * @pad: 0
+ *
+ * @base, @size and @type are what KVM has read from the descriptor and checked;
+ * all are 0 if @msr_data is.
+ */
+struct kvm_x86_msr_op {
+	__u64 msr_data;
+	__u64 base;
+	__u32 size;
+	__u32 type;
+	__u32 index;
+	__u8 error;
+	__u8 result;
+	__u8 pad[2];
+};
 
 #endif /* _UAPI_LINUX_KVM_MEMORY_H */
