@@ -12,6 +12,8 @@
 #include <linux/kvm_host.h>
 #include <linux/log2.h>
 
+struct msr_data;
+
 /* virt/kvm/kvm_main.c */
 void kvm_free_memslot(struct kvm *kvm, struct kvm_memory_slot *slot);
 
@@ -179,6 +181,35 @@ int kvm_arch_vcpu_may_map(struct kvm_vcpu *vcpu, u64 flags, bool fill);
  */
 long kvm_arch_vcpu_map_gfns(struct kvm_vcpu *vcpu, gfn_t gfn,
 			    unsigned long npages, u64 flags);
+
+/*
+ * What a write of MSR_KVM_REGISTER_MEM_AREA or MSR_KVM_UNREGISTER_MEM_AREA leads
+ * to: return codes of KVM's MSR functions.  KVM_MEM_AREA_MSR_ASK asks to leave
+ * for userspace by kvm_mem_area_exit(), and to finish the instruction by what
+ * kvm_mem_area_complete() returns.
+ */
+enum kvm_mem_area_msr {
+	KVM_MEM_AREA_MSR_DONE = 0,
+	KVM_MEM_AREA_MSR_FAULT = 1,
+	KVM_MEM_AREA_MSR_UNSUPPORTED = 2,
+	KVM_MEM_AREA_MSR_ASK = 4,
+};
+
+/* rust/kvm/areas/msr.rs and ioctl.rs, for C to call */
+int kvm_mem_area_set_msr(struct kvm_vcpu *vcpu, const struct msr_data *msr);
+int kvm_mem_area_get_msr(struct kvm_vcpu *vcpu);
+void kvm_mem_area_exit(struct kvm_vcpu *vcpu);
+int kvm_mem_area_complete(struct kvm_vcpu *vcpu);
+int kvm_vm_ioctl_register_mem_area(struct kvm *kvm, void __user *argp);
+
+/* rust/kvm/areas/x86.c */
+bool kvm_mem_area_read_desc(struct kvm_vcpu *vcpu, gpa_t gpa,
+			    struct kvm_memory_area *desc);
+bool kvm_mem_area_write_result(struct kvm_vcpu *vcpu, gpa_t gpa, u8 result);
+bool kvm_mem_area_is_memory(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size);
+bool kvm_mem_area_can_write(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size);
+bool kvm_mem_area_msr_read(struct kvm_vcpu *vcpu, u32 index, u64 *value);
+bool kvm_mem_area_msr_write(struct kvm_vcpu *vcpu, u32 index, u64 value);
 
 /* rust/kvm/seam.c */
 void kvm_memory_srcu_lock(struct kvm_vcpu *vcpu);

@@ -5,6 +5,7 @@
 //! | folder or file | contents |
 //! |---|---|
 //! | `memslots/` | changing memslots: single updates, and lists of updates |
+//! | `areas/` | memory areas that a guest shares with its hypervisor |
 //! | `populate/` | populating guest memory (`KVM_MAP_MEMORY`) |
 //! | `types.rs` | guest frame numbers and host virtual addresses; pure |
 //! | `vm.rs`, `vcpu.rs` | a VM; a loaded vCPU and its SRCU read sections |
@@ -25,6 +26,7 @@
 //! inside a read section. Nothing takes `slots_lock` inside a read section, because a batch holds it
 //! while it waits for readers.
 
+pub mod areas;
 pub mod memslots;
 pub mod populate;
 pub mod types;

@@ -24,3 +24,11 @@ pub mod memslots {
 pub mod populate {
     pub mod cursor;
 }
+
+/// Memory areas that a guest shares with its hypervisor.
+#[path = "../../../../rust/kvm/areas"]
+pub mod areas {
+    pub mod command;
+    pub mod descriptor;
+    pub mod types;
+}

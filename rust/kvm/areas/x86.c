@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Guest memory and MSRs, as memory areas need them on x86.
+ *
+ * Descriptors and areas are in address space 0, also for a vCPU in SMM: the MSRs
+ * that areas stand for go there, too.
+ */
+#include <linux/kvm_memory_core.h>
+#include <linux/pvclock-abi.h>
+
+#include "cpuid.h"
+#include "msrs.h"
+#include "xen.h"
+
+/* The state that memory areas add to a vCPU. */
+static_assert(sizeof_field(struct kvm_vcpu_arch, mem_area_op) <= 64);
+static_assert(sizeof_field(struct kvm_run, msr_op) == 32);
+
+static_assert(KVM_MEM_AREA_MSR_UNSUPPORTED == KVM_MSR_RET_UNSUPPORTED);
+static_assert(KVM_MEM_AREA_MSR_ASK == KVM_MSR_RET_MEM_AREA);
+
+/* Nothing crosses a page: a descriptor is aligned to more than its size. */
+static_assert(sizeof(struct kvm_memory_area) <= KVM_MEM_AREA_DESC_ALIGN);
+
+/*
+ * Whether userspace lets KVM write the byte at @hva.  Its value does not change,
+ * also if the guest writes it meanwhile.
+ */
+static bool can_write_byte(unsigned long hva)
+{
+	u8 old = 0;
+
+	return __try_cmpxchg_user((u8 __user *)hva, &old, 0, efault) >= 0;
+}
+
+/*
+ * Whether KVM can write all of @size bytes, which may cross into a second page
+ * and no further.
+ */
+bool kvm_mem_area_can_write(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size)
+{
+	gpa_t ends[] = { gpa, gpa + size - 1 };
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(ends); i++) {
+		unsigned long hva = gfn_to_hva(vcpu->kvm, gpa_to_gfn(ends[i]));
+
+		if (kvm_is_error_hva(hva) ||
+		    !can_write_byte(hva + offset_in_page(ends[i])))
+			return false;
+	}
+	return true;
+}
+
+/* Whether the guest has shared memory at all of @size bytes, and can write it. */
+bool kvm_mem_area_is_memory(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size)
+{
+	gpa_t last = gpa + size - 1;
+	struct kvm *kvm = vcpu->kvm;
+	gfn_t gfn, end;
+
+	if (!kvm_vcpu_is_legal_gpa(vcpu, gpa) ||
+	    !kvm_vcpu_is_legal_gpa(vcpu, last))
+		return false;
+
+	gfn = gpa_to_gfn(gpa);
+	end = gpa_to_gfn(last) + 1;
+	while (gfn < end) {
+		struct kvm_memory_slot *slot = gfn_to_memslot(kvm, gfn);
+		gfn_t slot_end;
+
+		if (!kvm_is_accessible_memslot(slot) ||
+		    slot->flags & KVM_MEM_READONLY)
+			return false;
+
+		slot_end = min(end, slot->base_gfn + slot->npages);
+		if (!kvm_arch_has_private_mem(kvm))
+			gfn = slot_end;
+		for (; gfn < slot_end; gfn++)
+			if (kvm_mem_is_private(kvm, gfn))
+				return false;
+	}
+	return true;
+}
+
+/*
+ * Read the descriptor.  Fail if it is misaligned or not in memory that guest and
+ * KVM can both read and write.
+ */
+bool kvm_mem_area_read_desc(struct kvm_vcpu *vcpu, gpa_t gpa,
+			    struct kvm_memory_area *desc)
+{
+	gpa_t result = gpa + offsetof(struct kvm_memory_area, result);
+
+	return kvm_vcpu_is_legal_aligned_gpa(vcpu, gpa, KVM_MEM_AREA_DESC_ALIGN) &&
+	       kvm_mem_area_is_memory(vcpu, gpa, sizeof(*desc)) &&
+	       kvm_mem_area_can_write(vcpu, result, sizeof(desc->result)) &&
+	       !kvm_read_guest(vcpu->kvm, gpa, desc, sizeof(*desc));
+}
+
+/* Since kvm_mem_area_read_desc(), userspace may have taken the memory away. */
+bool kvm_mem_area_write_result(struct kvm_vcpu *vcpu, gpa_t gpa, u8 result)
+{
+	gpa += offsetof(struct kvm_memory_area, result);
+
+	return kvm_mem_area_is_memory(vcpu, gpa, sizeof(result)) &&
+	       !kvm_write_guest(vcpu->kvm, gpa, &result, sizeof(result));
+}
+
+/* Fail if the vCPU does not have the MSR. */
+bool kvm_mem_area_msr_read(struct kvm_vcpu *vcpu, u32 index, u64 *value)
+{
+	struct msr_data msr = { .index = index };
+
+	if (kvm_x86_call(get_msr)(vcpu, &msr))
+		return false;
+	*value = msr.data;
+	return true;
+}
+
+/*
+ * Write as the guest's own WRMSR would, but fail where ignore_msrs would make it
+ * look like a success, and where KVM never uses the value.
+ */
+bool kvm_mem_area_msr_write(struct kvm_vcpu *vcpu, u32 index, u64 value)
+{
+	struct msr_data msr = { .index = index, .data = value };
+
+	/* Xen's runstate replaces steal time. */
+	if (index == MSR_KVM_STEAL_TIME && value & KVM_MSR_ENABLED &&
+	    kvm_xen_msr_enabled(vcpu->kvm))
+		return false;
+
+	return kvm_msr_allowed(vcpu, index, KVM_MSR_FILTER_WRITE) &&
+	       !kvm_x86_call(set_msr)(vcpu, &msr);
+}
