@@ -203,8 +203,7 @@ int kvm_mem_area_complete(struct kvm_vcpu *vcpu);
 int kvm_vm_ioctl_register_mem_area(struct kvm *kvm, void __user *argp);
 
 /* rust/kvm/areas/x86.c */
-bool kvm_mem_area_read_desc(struct kvm_vcpu *vcpu, gpa_t gpa,
-			    struct kvm_memory_area *desc);
+bool kvm_mem_area_read_desc(struct kvm_vcpu *vcpu, gpa_t gpa, void *desc);
 bool kvm_mem_area_write_result(struct kvm_vcpu *vcpu, gpa_t gpa, u8 result);
 bool kvm_mem_area_is_memory(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size);
 bool kvm_mem_area_can_write(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size);

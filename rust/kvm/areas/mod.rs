@@ -21,6 +21,6 @@
 
 pub mod command;
 pub mod descriptor;
-mod ioctl;
-mod msr;
+pub mod ioctl;
+pub mod msr;
 pub mod types;

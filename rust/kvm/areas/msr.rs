@@ -41,10 +41,9 @@ use kernel::{
     types::NotThreadSafe, //
 };
 
-type Descriptor = bindings::kvm_memory_area;
-
 // The pure part and the uAPI header say the same.
 const _: () = {
+    type Descriptor = bindings::kvm_memory_area;
     assert!(DESC_SIZE == size_of::<Descriptor>());
     assert!(offset_of!(Descriptor, base) == 0);
     assert!(offset_of!(Descriptor, size) == 8);
@@ -134,10 +133,8 @@ impl Vcpu for RunningVcpu<'_> {
         let mut bytes = [0; DESC_SIZE];
         // SAFETY: By the type invariant the vCPU is loaded and may look up memslots. `bytes` is as
         // large as the descriptor, and the function writes only bytes.
-        unsafe {
-            bindings::kvm_mem_area_read_desc(self.as_ptr(), desc, bytes.as_mut_ptr().cast())
-        }
-        .then_some(bytes)
+        unsafe { bindings::kvm_mem_area_read_desc(self.as_ptr(), desc, bytes.as_mut_ptr().cast()) }
+            .then_some(bytes)
     }
 
     fn write_result(&mut self, desc: u64, result: u8) -> bool {

@@ -6,7 +6,6 @@
  * that areas stand for go there, too.
  */
 #include <linux/kvm_memory_core.h>
-#include <linux/pvclock-abi.h>
 
 #include "cpuid.h"
 #include "msrs.h"
@@ -84,18 +83,18 @@ bool kvm_mem_area_is_memory(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size)
 }
 
 /*
- * Read the descriptor.  Fail if it is misaligned or not in memory that guest and
- * KVM can both read and write.
+ * Copy the descriptor to @desc.  Fail if it is misaligned or not in memory that
+ * guest and KVM can both read and write.
  */
-bool kvm_mem_area_read_desc(struct kvm_vcpu *vcpu, gpa_t gpa,
-			    struct kvm_memory_area *desc)
+bool kvm_mem_area_read_desc(struct kvm_vcpu *vcpu, gpa_t gpa, void *desc)
 {
+	const u32 size = sizeof(struct kvm_memory_area);
 	gpa_t result = gpa + offsetof(struct kvm_memory_area, result);
 
 	return kvm_vcpu_is_legal_aligned_gpa(vcpu, gpa, KVM_MEM_AREA_DESC_ALIGN) &&
-	       kvm_mem_area_is_memory(vcpu, gpa, sizeof(*desc)) &&
-	       kvm_mem_area_can_write(vcpu, result, sizeof(desc->result)) &&
-	       !kvm_read_guest(vcpu->kvm, gpa, desc, sizeof(*desc));
+	       kvm_mem_area_is_memory(vcpu, gpa, size) &&
+	       kvm_mem_area_can_write(vcpu, result, 1) &&
+	       !kvm_read_guest(vcpu->kvm, gpa, desc, size);
 }
 
 /* Since kvm_mem_area_read_desc(), userspace may have taken the memory away. */

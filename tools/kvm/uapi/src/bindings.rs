@@ -33,9 +33,31 @@ impl<T> ::std::fmt::Debug for __IncompleteArrayField<T> {
         fmt.write_str("__IncompleteArrayField")
     }
 }
+pub const KVM_FEATURE_MEM_AREA: u32 = 23;
+pub const MSR_KVM_REGISTER_MEM_AREA: u32 = 1263947136;
+pub const MSR_KVM_UNREGISTER_MEM_AREA: u32 = 1263947137;
+pub const KVM_MEM_AREA_DESC_ALIGN: u32 = 32;
+pub const KVM_MEM_AREA_MAX_SIZE: u32 = 1048576;
+pub const KVM_MEM_AREA_TYPE_WALL_CLOCK: u32 = 1;
+pub const KVM_MEM_AREA_TYPE_SYSTEM_TIME: u32 = 2;
+pub const KVM_MEM_AREA_TYPE_STEAL_TIME: u32 = 3;
+pub const KVM_MEM_AREA_TYPE_VMM: u32 = 2147483648;
+pub const KVM_MEM_AREA_OK: u32 = 0;
+pub const KVM_MEM_AREA_UNKNOWN_TYPE: u32 = 1;
+pub const KVM_MEM_AREA_BAD_ADDRESS: u32 = 2;
+pub const KVM_MEM_AREA_BAD_SIZE: u32 = 3;
+pub const KVM_MEM_AREA_BAD_ALIGNMENT: u32 = 4;
+pub const KVM_MEM_AREA_BAD_PAD: u32 = 5;
+pub const KVM_MEM_AREA_NOT_REGISTERED: u32 = 6;
+pub const KVM_MEM_AREA_DENIED: u32 = 7;
+pub const KVM_MEM_AREA_VMM_FIRST: u32 = 128;
+pub const KVM_MEM_AREA_VMM_LAST: u32 = 254;
+pub const KVM_MEM_AREA_NO_ANSWER: u32 = 255;
 pub const KVM_CAP_USER_MEMORY_REGION_LIST: u32 = 65537;
 pub const KVM_CAP_MAP_MEMORY: u32 = 65538;
+pub const KVM_CAP_REGISTER_MEM_AREA: u32 = 65539;
 pub const KVM_CAP_USER_MEMORY_REGION_LIST_FIELDS: u32 = 65540;
+pub const KVM_EXIT_X86_MSR_OP: u32 = 65537;
 pub const KVM_MEMORY_REGION_LIST_DIRTY_BITMAP: u32 = 1;
 pub const KVM_MEMORY_REGION_LIST_GUEST_MEMFD: u32 = 2;
 pub const KVM_SET_USER_MEMORY_REGION_LIST: u32 = 1074310729;
@@ -44,9 +66,35 @@ pub const KVM_MEMORY_MAPPING_FLAG_EXEC: u32 = 2;
 pub const KVM_MEMORY_MAPPING_FLAG_USER: u32 = 4;
 pub const KVM_MEMORY_MAPPING_FLAG_PRIVATE: u32 = 8;
 pub const KVM_MAP_MEMORY: u32 = 3223367381;
+pub const KVM_USERSPACE_REGISTER_MEM_AREA: u32 = 1074048680;
 pub type __u8 = ::std::os::raw::c_uchar;
 pub type __u32 = ::std::os::raw::c_uint;
 pub type __u64 = ::std::os::raw::c_ulonglong;
+#[doc = " struct kvm_memory_area - describes an area to the hypervisor\n @base: guest physical address of the area, in bytes\n @size: size of the area in bytes, not 0\n @type: KVM_MEM_AREA_TYPE_*\n @result: KVM_MEM_AREA_*; the guest must preset it to\n\tKVM_MEM_AREA_NO_ANSWER, and the hypervisor writes it\n @pad: must be 0\n\n The guest must align it to KVM_MEM_AREA_DESC_ALIGN.  It is needed during the\n WRMSR only."]
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
+pub struct kvm_memory_area {
+    pub base: __u64,
+    pub size: __u32,
+    pub type_: __u32,
+    pub result: __u8,
+    pub pad: [__u8; 7usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of kvm_memory_area"][::std::mem::size_of::<kvm_memory_area>() - 24usize];
+    ["Alignment of kvm_memory_area"][::std::mem::align_of::<kvm_memory_area>() - 8usize];
+    ["Offset of field: kvm_memory_area::base"]
+        [::std::mem::offset_of!(kvm_memory_area, base) - 0usize];
+    ["Offset of field: kvm_memory_area::size"]
+        [::std::mem::offset_of!(kvm_memory_area, size) - 8usize];
+    ["Offset of field: kvm_memory_area::type_"]
+        [::std::mem::offset_of!(kvm_memory_area, type_) - 12usize];
+    ["Offset of field: kvm_memory_area::result"]
+        [::std::mem::offset_of!(kvm_memory_area, result) - 16usize];
+    ["Offset of field: kvm_memory_area::pad"]
+        [::std::mem::offset_of!(kvm_memory_area, pad) - 17usize];
+};
 #[doc = " struct kvm_userspace_memory_region_entry - one memslot update of a list\n @slot: slot id in bits 0-15, address space in bits 16-31\n @flags: any of KVM_MEM_LOG_DIRTY_PAGES and KVM_MEM_READONLY; or\n\tKVM_MEM_GUEST_MEMFD\n @guest_phys_addr: guest physical address of the slot, in bytes, page aligned\n @memory_size: size of the slot in bytes, page aligned; 0 deletes the slot\n @userspace_addr: user address of the slot's memory, page aligned\n @invalidate_slot: 1 asserts that the entry deletes or moves the slot, and\n\tfails with EINVAL if it does neither; 0 asserts nothing\n @pad1: must be 0\n @guest_memfd: file descriptor of the guest_memfd that the slot is bound to;\n\tmust be 0 without KVM_MEM_GUEST_MEMFD\n @guest_memfd_offset: offset in the guest_memfd in bytes, page aligned; must\n\tbe 0 without KVM_MEM_GUEST_MEMFD\n @dirty_bitmap: user address that receives what KVM_GET_DIRTY_LOG would give\n\tof a slot that the entry deletes, when nothing writes to its log any\n\tmore; 0 if not wanted; must be 0 unless the entry deletes a slot that\n\tlogs\n @pad2: must be 0\n\n The first 32 bytes have the layout and the meaning of struct\n kvm_userspace_memory_region."]
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq)]
@@ -134,4 +182,52 @@ const _: () = {
         [::std::mem::offset_of!(kvm_memory_mapping, flags) - 16usize];
     ["Offset of field: kvm_memory_mapping::source"]
         [::std::mem::offset_of!(kvm_memory_mapping, source) - 24usize];
+};
+#[doc = " struct kvm_area_info - argument of KVM_USERSPACE_REGISTER_MEM_AREA\n @enabled: 1 if the VMM serves areas, 0 if it does not\n @pad: must be 0"]
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
+pub struct kvm_area_info {
+    pub enabled: __u8,
+    pub pad: [__u8; 3usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of kvm_area_info"][::std::mem::size_of::<kvm_area_info>() - 4usize];
+    ["Alignment of kvm_area_info"][::std::mem::align_of::<kvm_area_info>() - 1usize];
+    ["Offset of field: kvm_area_info::enabled"]
+        [::std::mem::offset_of!(kvm_area_info, enabled) - 0usize];
+    ["Offset of field: kvm_area_info::pad"][::std::mem::offset_of!(kvm_area_info, pad) - 1usize];
+};
+#[doc = " struct kvm_x86_msr_op - the guest registers or unregisters an area\n\t(KVM_EXIT_X86_MSR_OP)\n @msr_data: what the guest wrote to the MSR: the guest physical address of the\n\tdescriptor, or 0 to unregister all areas\n @base: guest physical address of the area, in bytes\n @size: size of the area in bytes\n @type: its type, at least KVM_MEM_AREA_TYPE_VMM\n @index: MSR_KVM_REGISTER_MEM_AREA or MSR_KVM_UNREGISTER_MEM_AREA\n @error: answer: anything but 0 gives #GP in the guest; preset to 0\n @result: answer: what the guest finds in the descriptor; preset to\n\tKVM_MEM_AREA_UNKNOWN_TYPE\n @pad: 0\n\n @base, @size and @type are what KVM has read from the descriptor and checked;\n all are 0 if @msr_data is."]
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
+pub struct kvm_x86_msr_op {
+    pub msr_data: __u64,
+    pub base: __u64,
+    pub size: __u32,
+    pub type_: __u32,
+    pub index: __u32,
+    pub error: __u8,
+    pub result: __u8,
+    pub pad: [__u8; 2usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of kvm_x86_msr_op"][::std::mem::size_of::<kvm_x86_msr_op>() - 32usize];
+    ["Alignment of kvm_x86_msr_op"][::std::mem::align_of::<kvm_x86_msr_op>() - 8usize];
+    ["Offset of field: kvm_x86_msr_op::msr_data"]
+        [::std::mem::offset_of!(kvm_x86_msr_op, msr_data) - 0usize];
+    ["Offset of field: kvm_x86_msr_op::base"]
+        [::std::mem::offset_of!(kvm_x86_msr_op, base) - 8usize];
+    ["Offset of field: kvm_x86_msr_op::size"]
+        [::std::mem::offset_of!(kvm_x86_msr_op, size) - 16usize];
+    ["Offset of field: kvm_x86_msr_op::type_"]
+        [::std::mem::offset_of!(kvm_x86_msr_op, type_) - 20usize];
+    ["Offset of field: kvm_x86_msr_op::index"]
+        [::std::mem::offset_of!(kvm_x86_msr_op, index) - 24usize];
+    ["Offset of field: kvm_x86_msr_op::error"]
+        [::std::mem::offset_of!(kvm_x86_msr_op, error) - 28usize];
+    ["Offset of field: kvm_x86_msr_op::result"]
+        [::std::mem::offset_of!(kvm_x86_msr_op, result) - 29usize];
+    ["Offset of field: kvm_x86_msr_op::pad"][::std::mem::offset_of!(kvm_x86_msr_op, pad) - 30usize];
 };

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 
 //! KVM's guest-memory ioctls for users of [`kvm_ioctls`]:
-//! `KVM_SET_USER_MEMORY_REGION_LIST` updates many memslots in one step, and
-//! `KVM_MAP_MEMORY` populates guest memory before the guest needs it.
+//! `KVM_SET_USER_MEMORY_REGION_LIST` updates many memslots in one step,
+//! `KVM_MAP_MEMORY` populates guest memory before the guest needs it, and
+//! `KVM_EXIT_X86_MSR_OP` tells a VMM of memory that the guest shares with it.
 //!
 //! A VMM that resizes, splits or moves a memslot with single ioctls leaves the
 //! guest without that memory in between, and a vCPU that runs there dies. KVM
@@ -12,6 +13,9 @@
 //! A guest that touches memory for the first time leaves guest mode for each
 //! page. Populated memory is mapped already.
 //!
+//! A guest that shares an area of memory with its VMM needs no exit to tell it
+//! something, or to be told.
+//!
 //! | family | type | is |
 //! |---|---|---|
 //! | memslots | [`RegionList`] | the argument of the ioctl, built entry by entry; refuses every entry that all VMs would refuse |
@@ -19,7 +23,9 @@
 //! | | [`VmFdMemoryExt`] | the ioctl, on [`VmFd`](kvm_ioctls::VmFd) |
 //! | populate | [`Mapping`] | guest memory that remains to be populated |
 //! | | [`VcpuFdMemoryExt`] | the ioctl, on [`VcpuFd`](kvm_ioctls::VcpuFd): one step, all steps, or an iterator over the steps |
-//! | both | [`Stats`] | KVM's statistics, for example the number of page faults that the guest took |
+//! | areas | [`VcpuFdAreaExt`] | the exit with which a guest shares an area, on [`VcpuFd`](kvm_ioctls::VcpuFd): a request that must be answered |
+//! | | [`offer_areas`] | the CPUID bit that lets a guest do that |
+//! | all | [`Stats`] | KVM's statistics, for example the number of page faults that the guest took |
 //! | | [`bindings`] | the C structs and numbers, generated from `linux/kvm_memory.h` |
 //!
 //! # Examples
@@ -74,6 +80,7 @@
 //! # }
 //! ```
 
+mod areas;
 mod memslots;
 mod populate;
 mod reason;
@@ -90,6 +97,7 @@ mod vm;
 )]
 pub mod bindings;
 
+pub use areas::{offer_areas, Answer, Area, CustomResult, Request, VcpuFdAreaExt, MSR_OP_EXIT};
 pub use memslots::{EntryError, Error, Flags, MemslotUpdate, Memslots, Region, RegionList, Slot};
 pub use populate::{Access, Mapping, PopulateError, PopulateSteps, Progress, VcpuFdMemoryExt};
 pub use reason::{Field, Reason, PAGE_SIZE};

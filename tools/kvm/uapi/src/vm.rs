@@ -7,10 +7,13 @@ use std::os::raw::c_ulong;
 
 use bitflags::bitflags;
 use kvm_ioctls::VmFd;
+use vmm_sys_util::errno;
+use vmm_sys_util::ioctl::ioctl_with_ref;
 
 use crate::bindings::{
-    KVM_CAP_MAP_MEMORY, KVM_CAP_USER_MEMORY_REGION_LIST, KVM_CAP_USER_MEMORY_REGION_LIST_FIELDS,
-    KVM_MEMORY_REGION_LIST_DIRTY_BITMAP, KVM_MEMORY_REGION_LIST_GUEST_MEMFD,
+    kvm_area_info, KVM_CAP_MAP_MEMORY, KVM_CAP_REGISTER_MEM_AREA, KVM_CAP_USER_MEMORY_REGION_LIST,
+    KVM_CAP_USER_MEMORY_REGION_LIST_FIELDS, KVM_MEMORY_REGION_LIST_DIRTY_BITMAP,
+    KVM_MEMORY_REGION_LIST_GUEST_MEMFD, KVM_USERSPACE_REGISTER_MEM_AREA,
 };
 use crate::memslots::{ioctl, Error, MemslotUpdate, RegionList};
 
@@ -68,6 +71,35 @@ pub trait VmFdMemoryExt {
     /// Whether vCPUs can populate memory with
     /// [`VcpuFdMemoryExt`](crate::VcpuFdMemoryExt) (`KVM_CAP_MAP_MEMORY`).
     fn can_populate(&self) -> bool;
+
+    /// Whether the kernel has memory areas that guests share
+    /// (`KVM_CAP_REGISTER_MEM_AREA`).
+    fn can_serve_areas(&self) -> bool;
+
+    /// Has vCPUs exit when the guest registers or unregisters an area of a type
+    /// that the VMM serves, or ends that (`KVM_USERSPACE_REGISTER_MEM_AREA`).
+    ///
+    /// The exit is for [`VcpuFdAreaExt`](crate::VcpuFdAreaExt). It occurs only if
+    /// [`offer_areas`](crate::offer_areas) has let the guest use areas.
+    ///
+    /// # Errors
+    ///
+    /// `ENOTTY` if the kernel does not have areas.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use kvm_ioctls::Kvm;
+    /// use kvm_memory_uapi::VmFdMemoryExt;
+    ///
+    /// # fn main() -> Result<(), kvm_ioctls::Error> {
+    /// let vm = Kvm::new()?.create_vm()?;
+    /// let served = vm.serve_areas(true);
+    /// assert_eq!(served.is_ok(), vm.can_serve_areas());
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn serve_areas(&self, enabled: bool) -> Result<(), errno::Error>;
 
     /// Applies all entries of `list`, in their order and in one step, or none
     /// of them (`KVM_SET_USER_MEMORY_REGION_LIST`).
@@ -163,6 +195,25 @@ impl VmFdMemoryExt for VmFd {
 
     fn can_populate(&self) -> bool {
         self.check_extension_raw(c_ulong::from(KVM_CAP_MAP_MEMORY)) > 0
+    }
+
+    fn can_serve_areas(&self) -> bool {
+        self.check_extension_raw(c_ulong::from(KVM_CAP_REGISTER_MEM_AREA)) > 0
+    }
+
+    fn serve_areas(&self, enabled: bool) -> Result<(), errno::Error> {
+        let info = kvm_area_info {
+            enabled: u8::from(enabled),
+            pad: [0; 3],
+        };
+        // SAFETY: the ioctl reads a `kvm_area_info`, which lives until it returns.
+        let ret = unsafe {
+            ioctl_with_ref(self, c_ulong::from(KVM_USERSPACE_REGISTER_MEM_AREA), &info)
+        };
+        if ret != 0 {
+            return Err(errno::Error::last());
+        }
+        Ok(())
     }
 
     unsafe fn set_user_memory_regions(&self, list: &RegionList) -> Result<(), Error> {

@@ -66,6 +66,25 @@ fn mapping_is_four_words() {
 }
 
 #[test]
+fn a_descriptor_has_24_bytes_and_an_exit_32() {
+    type Desc = kvm_memory_area;
+    type Op = kvm_x86_msr_op;
+
+    assert_eq!((size_of::<Desc>(), size_of::<Op>()), (24, 32));
+    assert_eq!(offset_of!(Desc, size), 8);
+    assert_eq!(offset_of!(Desc, type_), 12);
+    assert_eq!(offset_of!(Desc, result), 16);
+    assert_eq!(offset_of!(Desc, pad), 17);
+    assert_eq!(offset_of!(Op, msr_data), 0);
+    assert_eq!(offset_of!(Op, base), 8);
+    assert_eq!(offset_of!(Op, size), 16);
+    assert_eq!(offset_of!(Op, type_), 20);
+    assert_eq!(offset_of!(Op, index), 24);
+    assert_eq!(offset_of!(Op, error), 28);
+    assert_eq!(offset_of!(Op, result), 29);
+}
+
+#[test]
 fn numbers_are_those_of_the_abi() {
     const IOC_WRITE: u32 = 1;
     const IOC_READ: u32 = 2;
@@ -85,6 +104,18 @@ fn numbers_are_those_of_the_abi() {
         ((IOC_READ | IOC_WRITE) << 30) | (size << 16) | (KVMIO << 8) | 0xd5
     );
     assert_eq!(KVM_CAP_MAP_MEMORY, 0x10002);
+
+    let size = size_of::<kvm_area_info>() as u32;
+    assert_eq!(KVM_USERSPACE_REGISTER_MEM_AREA, 0x4004_AEA8);
+    assert_eq!(
+        KVM_USERSPACE_REGISTER_MEM_AREA,
+        (IOC_WRITE << 30) | (size << 16) | (KVMIO << 8) | 0xa8
+    );
+    assert_eq!(KVM_CAP_REGISTER_MEM_AREA, 0x10003);
+    assert_eq!(KVM_EXIT_X86_MSR_OP, 0x10001);
+    assert_eq!(MSR_KVM_REGISTER_MEM_AREA, 0x4b56_4d80);
+    assert_eq!(MSR_KVM_UNREGISTER_MEM_AREA, 0x4b56_4d81);
+    assert_eq!(KVM_FEATURE_MEM_AREA, 23);
     let flags = [
         KVM_MEMORY_MAPPING_FLAG_WRITE,
         KVM_MEMORY_MAPPING_FLAG_EXEC,

@@ -6,9 +6,7 @@ use kvm_memory_host_tests::areas::command::{Command, Outcome};
 use kvm_memory_host_tests::areas::descriptor::{Range, DESC_SIZE, MAX_SIZE};
 use proptest::prelude::*;
 
-use crate::guest::{
-    descriptor, Guest, Step, DESC, MEMORY, STEAL_TIME, SYSTEM_TIME, WALL_CLOCK,
-};
+use crate::guest::{descriptor, Guest, Step, DESC, MEMORY, STEAL_TIME, SYSTEM_TIME, WALL_CLOCK};
 use crate::oracle::{expected, Expected};
 
 const MSRS: [u32; 3] = [WALL_CLOCK, SYSTEM_TIME, STEAL_TIME];
@@ -74,21 +72,32 @@ fn guests() -> impl Strategy<Value = Guest> {
         prop::sample::subsequence(MSRS.to_vec(), 0..=3),
         any::<(bool, bool)>(),
     )
-        .prop_map(|(desc, holes, protected, msrs, filter, (vmm_serves, same))| {
-            let base = u64::from_le_bytes(desc[..8].try_into().expect("8 bytes"));
-            Guest {
-                desc,
-                holes,
-                protected,
-                msrs: msrs
-                    .iter()
-                    .map(|msr| (*msr, if same { base | u64::from(*msr != WALL_CLOCK) } else { 0 }))
-                    .collect(),
-                filter,
-                vmm_serves,
-                ..Guest::default()
-            }
-        })
+        .prop_map(
+            |(desc, holes, protected, msrs, filter, (vmm_serves, same))| {
+                let base = u64::from_le_bytes(desc[..8].try_into().expect("8 bytes"));
+                Guest {
+                    desc,
+                    holes,
+                    protected,
+                    msrs: msrs
+                        .iter()
+                        .map(|msr| {
+                            (
+                                *msr,
+                                if same {
+                                    base | u64::from(*msr != WALL_CLOCK)
+                                } else {
+                                    0
+                                },
+                            )
+                        })
+                        .collect(),
+                    filter,
+                    vmm_serves,
+                    ..Guest::default()
+                }
+            },
+        )
 }
 
 fn desc_address() -> impl Strategy<Value = u64> {

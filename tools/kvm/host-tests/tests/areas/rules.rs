@@ -5,9 +5,7 @@
 use kvm_memory_host_tests::areas::command::{Answered, Command, Outcome};
 use kvm_memory_host_tests::areas::descriptor::{Area, Range};
 
-use crate::guest::{
-    descriptor, Guest, Step, DESC, MEMORY, STEAL_TIME, SYSTEM_TIME, WALL_CLOCK,
-};
+use crate::guest::{descriptor, Guest, Step, DESC, MEMORY, STEAL_TIME, SYSTEM_TIME, WALL_CLOCK};
 
 const BASE: u64 = 0x2_0000;
 const VMM: u32 = 0x8000_0000;
@@ -79,7 +77,11 @@ fn sizes() {
         (BASE, 63, 3),
         (BASE, 4096, 3),
     ] {
-        assert_eq!(register(&mut guest, base, size, kind), 3, "{base:#x} {size} {kind}");
+        assert_eq!(
+            register(&mut guest, base, size, kind),
+            3,
+            "{base:#x} {size} {kind}"
+        );
     }
     guest.desc = descriptor(BASE, 1 << 20, VMM);
     guest.steps.clear();
@@ -99,7 +101,11 @@ fn alignment() {
         (BASE + 4096 - 28, 32, 2),
         (BASE + 32, 64, 3),
     ] {
-        assert_eq!(register(&mut guest, base, size, kind), 4, "{base:#x} {kind}");
+        assert_eq!(
+            register(&mut guest, base, size, kind),
+            4,
+            "{base:#x} {kind}"
+        );
     }
     // The struct of the wall clock may cross a page.
     assert_eq!(register(&mut guest, BASE + 4096 - 8, 12, 1), 0);
@@ -138,7 +144,11 @@ fn addresses() {
         (DESC + 23, 1, VMM),
         (DESC - 8, 12, 1),
     ] {
-        assert_eq!(register(&mut guest, base, size, kind), 2, "{base:#x} {size} {kind}");
+        assert_eq!(
+            register(&mut guest, base, size, kind),
+            2,
+            "{base:#x} {size} {kind}"
+        );
     }
     assert!(guest.msrs.values().all(|value| *value == 0));
 }
@@ -289,7 +299,16 @@ fn all_areas_are_taken_back() {
 fn no_descriptor_gives_gp() {
     let mut guest = Guest::default();
     guest.holes.push(0x3_0000..0x3_1000);
-    for desc in [0, 1, DESC + 8, DESC + 24, 0x3_0000, u64::MAX, u64::MAX - 31, 1 << 63] {
+    for desc in [
+        0,
+        1,
+        DESC + 8,
+        DESC + 24,
+        0x3_0000,
+        u64::MAX,
+        u64::MAX - 31,
+        1 << 63,
+    ] {
         for command in [Command::Register, Command::Unregister] {
             if (command, desc) == (Command::Unregister, 0) {
                 continue;

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Memory areas: guests that register them in a loop, on all vCPUs, while another
+ * vCPU rewrites the descriptor, or the VMM replaces memslots.
+ */
+#include <pthread.h>
+#include <stdio.h>
+
+#include "mem_area.h"
+#include "memory_region_list.h"
+
+#define NR_VCPUS	2
+#define NR_LOOPS	20000
+
+/* As many bytes a command as would be seen. */
+#define MAX_GROWTH_KB	1024
+
+/* The page of vCPU @id, with its descriptor, and the areas after that. */
+#define PAGE_OF(id)	(WINDOW_GPA + (id) * PAGE_SIZE)
+#define STEAL_OF(id)	(PAGE_OF(id) + 128)
+#define TIME_OF(id)	(PAGE_OF(id) + 192)
+#define WALL_OF(id)	(PAGE_OF(id) + 256)
+
+static volatile bool guest_stop;
+static u64 guest_nr_ok[NR_VCPUS], guest_nr_failed[NR_VCPUS];
+
+static u8 guest_command(gpa_t desc_gpa, u32 msr, u64 base, u32 size, u32 type)
+{
+	/* The window is mapped to the same address. */
+	struct kvm_memory_area *desc = (void *)desc_gpa;
+	u8 vector;
+
+	*desc = (struct kvm_memory_area) { base, size, type, NO_ANSWER };
+	vector = wrmsr_safe(msr, desc_gpa);
+	GUEST_ASSERT_EQ(vector, 0);
+	return READ_ONCE(desc->result);
+}
+
+static void guest_register(int id, u32 msr)
+{
+	GUEST_ASSERT_EQ(guest_command(PAGE_OF(id), msr, STEAL_OF(id), 64, STEAL_TIME), 0);
+	GUEST_ASSERT_EQ(guest_command(PAGE_OF(id), msr, TIME_OF(id), 32, SYSTEM_TIME), 0);
+	GUEST_ASSERT_EQ(guest_command(PAGE_OF(id), msr, STEAL_OF(id), 64, VMM_TYPE),
+			KVM_MEM_AREA_UNKNOWN_TYPE);
+}
+
+/* Each vCPU registers its own areas, and is always told that it could. */
+static void guest_loop(int id)
+{
+	int i;
+
+	for (;;) {
+		for (i = 0; i < NR_LOOPS / NR_VCPUS && !guest_stop; i++) {
+			guest_register(id, REGISTER);
+			guest_register(id, i % 16 ? REGISTER : UNREGISTER);
+			guest_nr_ok[id]++;
+		}
+		GUEST_SYNC(0);
+	}
+}
+
+static u64 guest_random(u64 *state)
+{
+	*state ^= *state << 13;
+	*state ^= *state >> 7;
+	*state ^= *state << 17;
+	return *state;
+}
+
+static const u64 guest_bases[] = {
+	STEAL_OF(0), TIME_OF(0), WALL_OF(0), PAGE_OF(0), ~0ull, 0xfee00000,
+	WINDOW_GPA + WINDOW_SIZE - 8, 1ull << 62,
+};
+static const u32 guest_sizes[] = { 12, 32, 64, 0, 4096, ~0u, 1 << 20, 1 };
+static const u32 guest_types[] = { 1, 2, 3, 0, 4, VMM_TYPE, ~0u, 2 };
+
+/* vCPU 1 rewrites the descriptor that vCPU 0 uses. */
+static void guest_race(int id)
+{
+	struct kvm_memory_area *desc = (void *)PAGE_OF(0);
+	u64 state = 88172645463325252ull + id;
+
+	while (!guest_stop) {
+		u64 r = guest_random(&state);
+
+		if (id) {
+			WRITE_ONCE(desc->base, guest_bases[r % 8]);
+			WRITE_ONCE(desc->size, guest_sizes[(r >> 8) % 8]);
+			WRITE_ONCE(desc->type, guest_types[(r >> 16) % 8]);
+			WRITE_ONCE(desc->pad[r % 7], (r >> 24) % 16 ? 0 : r >> 32);
+			continue;
+		}
+		if (wrmsr_safe(r % 4 ? REGISTER : UNREGISTER, PAGE_OF(0)))
+			guest_nr_failed[0]++;
+		else
+			guest_nr_ok[0]++;
+	}
+	GUEST_SYNC(0);
+}
+
+static void init(struct area_test *test, void *code)
+{
+	int i;
+
+	area_init(test, NR_VCPUS);
+	virt_map(test->vm, WINDOW_GPA, WINDOW_GPA, WINDOW_PAGES);
+	for (i = 0; i < NR_VCPUS; i++)
+		vcpu_arch_set_entry_point(test->vcpus[i], code);
+}
+
+static void *run_vcpu(void *arg)
+{
+	struct kvm_vcpu *vcpu = arg;
+	struct ucall uc;
+
+	for (;;) {
+		vcpu_run(vcpu);
+		if (vcpu->run->exit_reason == KVM_EXIT_X86_MSR_OP) {
+			struct kvm_x86_msr_op *op = &vcpu->run->msr_op;
+
+			TEST_ASSERT(op->base + op->size >= op->base && op->size &&
+				    op->size <= BIT(20) && op->type >= VMM_TYPE,
+				    "Area %#llx + %#x, type %#x", op->base, op->size,
+				    op->type);
+			continue;
+		}
+		switch (get_ucall(vcpu, &uc)) {
+		case UCALL_SYNC:
+			return NULL;
+		case UCALL_ABORT:
+			REPORT_GUEST_ASSERT(uc);
+		default:
+			TEST_FAIL("Unexpected exit: %s",
+				  exit_reason_str(vcpu->run->exit_reason));
+		}
+	}
+}
+
+static void start_vcpus(struct area_test *test, pthread_t *threads)
+{
+	int i;
+
+	for (i = 0; i < NR_VCPUS; i++)
+		pthread_create(&threads[i], NULL, run_vcpu, test->vcpus[i]);
+}
+
+static void join_vcpus(pthread_t *threads)
+{
+	int i;
+
+	for (i = 0; i < NR_VCPUS; i++)
+		pthread_join(threads[i], NULL);
+}
+
+static long slab_kb(void)
+{
+	FILE *file = fopen("/proc/meminfo", "r");
+	char line[128];
+	long kb = -1;
+
+	while (file && kb < 0 && fgets(line, sizeof(line), file))
+		sscanf(line, "SUnreclaim: %ld kB", &kb);
+	TEST_ASSERT(kb >= 0, "Cannot read /proc/meminfo");
+	fclose(file);
+	return kb;
+}
+
+/* A guest cannot make KVM allocate memory. */
+TEST(slab)
+{
+	pthread_t threads[NR_VCPUS];
+	struct area_test test;
+	long before = 0, growth;
+	int i;
+
+	init(&test, guest_loop);
+	/* The first round warms up. */
+	for (i = 0; i < 2; i++) {
+		before = slab_kb();
+		start_vcpus(&test, threads);
+		join_vcpus(threads);
+	}
+	growth = slab_kb() - before;
+	TH_LOG("%ld KiB more after %d commands", growth, 6 * NR_LOOPS);
+	TEST_ASSERT(growth < MAX_GROWTH_KB, "%ld KiB", growth);
+	area_free(&test);
+}
+
+/* Replaces the memslot of the window, and maps it to the same memory. */
+static void replace_slots(struct area_test *test, int round)
+{
+	const u64 half = WINDOW_SIZE / 2;
+	const struct region_entry split[] = {
+		region_delete(AREA_SLOT),
+		region_set(AREA_SLOT, 0, WINDOW_GPA, half, test->mem),
+		region_set(AREA_SLOT + 1, 0, WINDOW_GPA + half, half, test->mem + half),
+	};
+	const struct region_entry merge[] = {
+		region_delete(AREA_SLOT),
+		region_delete(AREA_SLOT + 1),
+		region_set(AREA_SLOT, KVM_MEM_LOG_DIRTY_PAGES * (round / 2 % 2),
+			   WINDOW_GPA, WINDOW_SIZE, test->mem),
+	};
+
+	vm_set_region_entries(test->vm, 3, round % 2 ? merge : split);
+}
+
+/* The guest does not notice. */
+TEST(beside_lists)
+{
+	pthread_t threads[NR_VCPUS];
+	bool *stop;
+	struct area_test test;
+	int i;
+
+	init(&test, guest_loop);
+	stop = (bool *)guest_ptr(test.vm, guest_stop);
+	start_vcpus(&test, threads);
+	for (i = 0; i < 60; i++)
+		replace_slots(&test, i);
+	WRITE_ONCE(*stop, true);
+	join_vcpus(threads);
+	TH_LOG("%lu and %lu rounds beside %d lists", (*guest_ptr(test.vm, guest_nr_ok))[0],
+	       (*guest_ptr(test.vm, guest_nr_ok))[1], i);
+	area_free(&test);
+}
+
+/* Any mixture of old and new is one that KVM checks. */
+static void race(bool churn)
+{
+	pthread_t threads[NR_VCPUS];
+	struct area_test test;
+	bool *stop;
+	u64 *ok, *failed;
+	int i;
+
+	init(&test, guest_race);
+	enable_exits(test.vm, 1);
+	stop = (bool *)guest_ptr(test.vm, guest_stop);
+	ok = *guest_ptr(test.vm, guest_nr_ok);
+	failed = *guest_ptr(test.vm, guest_nr_failed);
+	start_vcpus(&test, threads);
+	for (i = 0; i < 40; i++) {
+		usleep(50000);
+		enable_exits(test.vm, i % 2);
+		if (!churn)
+			continue;
+		madvise(test.mem, PAGE_SIZE, MADV_DONTNEED);
+		replace_slots(&test, i);
+	}
+	WRITE_ONCE(*stop, true);
+	join_vcpus(threads);
+	TH_LOG("%lu commands, %lu #GP", ok[0], failed[0]);
+	TEST_ASSERT(ok[0] && !failed[0], "%lu commands, %lu #GP", ok[0], failed[0]);
+	area_free(&test);
+}
+
+TEST(rewritten)
+{
+	race(false);
+}
+
+TEST(rewritten_beside_lists)
+{
+	race(true);
+}
+
+int main(int argc, char *argv[])
+{
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_REGISTER_MEM_AREA));
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_USER_MEMORY_REGION_LIST));
+
+	return test_harness_run(argc, argv);
+}
