@@ -12,8 +12,6 @@
 #include <linux/kvm_host.h>
 #include <linux/log2.h>
 
-struct msr_data;
-
 /* virt/kvm/kvm_main.c */
 void kvm_free_memslot(struct kvm *kvm, struct kvm_memory_slot *slot);
 
@@ -181,6 +179,8 @@ int kvm_arch_vcpu_may_map(struct kvm_vcpu *vcpu, u64 flags, bool fill);
  */
 long kvm_arch_vcpu_map_gfns(struct kvm_vcpu *vcpu, gfn_t gfn,
 			    unsigned long npages, u64 flags);
+
+struct msr_data;
 
 /*
  * What a write of MSR_KVM_REGISTER_MEM_AREA or MSR_KVM_UNREGISTER_MEM_AREA leads

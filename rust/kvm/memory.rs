@@ -5,8 +5,8 @@
 //! | folder or file | contents |
 //! |---|---|
 //! | `memslots/` | changing memslots: single updates, and lists of updates |
-//! | `areas/` | memory areas that a guest shares with its hypervisor |
 //! | `populate/` | populating guest memory (`KVM_MAP_MEMORY`) |
+//! | `areas/` | memory areas that a guest shares with its hypervisor |
 //! | `types.rs` | guest frame numbers and host virtual addresses; pure |
 //! | `vm.rs`, `vcpu.rs` | a VM; a loaded vCPU and its SRCU read sections |
 //! | `seam.c` | C macros and inline functions that all folders need |

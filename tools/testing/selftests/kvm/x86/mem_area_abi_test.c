@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <sys/ioctl.h>
 
-#include "mem_area.h"
+#include "mem_area_fixture.h"
 
 kvm_static_assert(KVM_CAP_REGISTER_MEM_AREA == 0x10003);
 kvm_static_assert(KVM_EXIT_X86_MSR_OP == 0x10001);

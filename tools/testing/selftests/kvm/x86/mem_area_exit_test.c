@@ -5,7 +5,7 @@
 #include <pthread.h>
 #include <signal.h>
 
-#include "mem_area.h"
+#include "mem_area_fixture.h"
 
 #define TIME_GPA	(AREA_GPA + 64)
 #define STEAL_GPA	(AREA_GPA + 128)

@@ -59,8 +59,8 @@ static void sweep(struct area_test *test, u32 msr, u64 base, u32 size, u32 type)
 		if (msr == UNREGISTER && type == STEAL_TIME)
 			vcpu_set_msr(vcpu, MSR_KVM_STEAL_TIME, base | 1);
 	}
-	TH_LOG("MSR %#x, type %#x: %d of %u failed, %d repeated", msr, type, nr_failed,
-	       nth - 1, nr_eintr);
+	ksft_print_msg("MSR %#x, type %#x: %d of %u failed, %d repeated\n", msr, type,
+		       nr_failed, nth - 1, nr_eintr);
 }
 
 TEST(commands)

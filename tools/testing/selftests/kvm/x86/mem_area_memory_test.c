@@ -9,7 +9,7 @@
 
 #include <asm/barrier.h>
 
-#include "mem_area.h"
+#include "mem_area_fixture.h"
 #include "uffd_page.h"
 
 #define STEAL_GPA	(AREA_GPA + 128)

@@ -2,7 +2,7 @@
 /*
  * Memory areas: what a guest is told, and when it gets #GP.
  */
-#include "mem_area.h"
+#include "mem_area_fixture.h"
 
 /* Areas of the types that KVM serves, as the guest must describe them. */
 static const struct {

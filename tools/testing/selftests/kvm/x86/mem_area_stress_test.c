@@ -250,7 +250,7 @@ static void race(bool churn)
 	}
 	WRITE_ONCE(*stop, true);
 	join_vcpus(threads);
-	TH_LOG("%lu commands, %lu #GP", ok[0], failed[0]);
+	ksft_print_msg("%lu commands, %lu #GP\n", ok[0], failed[0]);
 	TEST_ASSERT(ok[0] && !failed[0], "%lu commands, %lu #GP", ok[0], failed[0]);
 	area_free(&test);
 }

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "mem_area.h"
+#include "mem_area_fixture.h"
 
 #define WALL_GPA	AREA_GPA
 #define TIME_GPA	(AREA_GPA + 64)
@@ -28,7 +28,7 @@ static void check_msrs(struct kvm_vcpu *vcpu, u64 wall, u64 time, u64 steal)
 TEST_F(area, served)
 {
 	struct area_test *test = &self->test;
-	struct pvclock_vcpu_time_info *time = area_hva(test, TIME_GPA);
+	struct pvclock_vcpu_time_info *clock = area_hva(test, TIME_GPA);
 	struct pvclock_wall_clock *wall = area_hva(test, WALL_GPA);
 	struct kvm_steal_time *steal = area_hva(test, STEAL_GPA);
 	bool emulate = variant->emulate;
@@ -39,8 +39,8 @@ TEST_F(area, served)
 
 	TEST_ASSERT(wall->version && !(wall->version & 1), "version %u", wall->version);
 	TEST_ASSERT(llabs((s64)wall->sec - (s64)time(NULL)) < 3600, "sec %u", wall->sec);
-	TEST_ASSERT(time->version && !(time->version & 1), "version %u", time->version);
-	TEST_ASSERT(time->tsc_to_system_mul, "No factor");
+	TEST_ASSERT(clock->version && !(clock->version & 1), "version %u", clock->version);
+	TEST_ASSERT(clock->tsc_to_system_mul, "No factor");
 	/* KVM has taken the update of the last area with it into the guest. */
 	TEST_ASSERT(steal->version && !(steal->version & 1), "version %u", steal->version);
 
@@ -56,7 +56,7 @@ TEST_F(area, unregister)
 {
 	struct area_test *test = &self->test;
 	bool emulate = variant->emulate;
-	struct pvclock_vcpu_time_info *time = area_hva(test, TIME_GPA);
+	struct pvclock_vcpu_time_info *clock = area_hva(test, TIME_GPA);
 	int i;
 
 	register_all(test, emulate);
@@ -91,7 +91,7 @@ TEST_F(area, unregister)
 		do_wrmsr(test->vcpu, emulate, UNREGISTER, DESC_GPA + 1);
 	for (i = 0; i < PAGE_SIZE; i++)
 		TEST_ASSERT(!((u8 *)area_hva(test, AREA_GPA))[i], "Byte %d", i);
-	TEST_ASSERT_EQ(time->version, 0);
+	TEST_ASSERT_EQ(clock->version, 0);
 }
 
 /* All of them at once. */

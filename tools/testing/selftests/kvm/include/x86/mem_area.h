@@ -91,16 +91,6 @@ struct area_test {
 	u8 *mem;
 };
 
-FIXTURE(area)
-{
-	struct area_test test;
-};
-
-FIXTURE_VARIANT(area)
-{
-	bool emulate;
-};
-
 static inline struct guest_op *guest_op(struct kvm_vcpu *vcpu)
 {
 	struct guest_op *ops = addr_gva2hva(vcpu->vm, (gva_t)guest_ops);
@@ -274,33 +264,6 @@ static inline bool set_param(const char *param, const char *value, char *saved,
 			     size_t size)
 {
 	return read_attr(param, saved, size) && write_attr(param, value);
-}
-
-/* All tests run with WRMSR from the guest, and with WRMSR that KVM emulates. */
-FIXTURE_VARIANT_ADD(area, hardware)
-{
-	.emulate = false,
-};
-
-FIXTURE_VARIANT_ADD(area, emulated)
-{
-	.emulate = true,
-};
-
-static char saved_fep[16];
-
-FIXTURE_SETUP(area)
-{
-	if (variant->emulate && !set_param(FEP_PARAM, "1", saved_fep, sizeof(saved_fep)))
-		SKIP(return, "Cannot force emulation");
-	area_init(&self->test, 1);
-}
-
-FIXTURE_TEARDOWN(area)
-{
-	area_free(&self->test);
-	if (variant->emulate)
-		write_attr(FEP_PARAM, saved_fep);
 }
 
 #endif /* SELFTEST_KVM_MEM_AREA_H */
