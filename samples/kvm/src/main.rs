@@ -37,6 +37,8 @@
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 compile_error!("the guest is x86-64 code, and KVM is Linux");
 
+mod kick;
+mod linux;
 mod memslots;
 mod populate;
 mod vcpu;

@@ -8,11 +8,11 @@ use kvm_ioctls::Kvm;
 use kvm_memory_uapi::VmFdMemoryExt;
 
 use crate::{
+    kick::register_kick,
     memslots::{
         experiment::{self, Method, Outcome},
         guest::Variant,
         report::{self, Curve},
-        threads,
     },
     populate::parallel::ensure_can_populate,
 };
@@ -33,7 +33,7 @@ pub fn run(
     if populate {
         ensure_can_populate(&vm)?;
     }
-    threads::register_kick()?;
+    register_kick()?;
 
     let mut outcomes: Vec<Outcome> = Vec::new();
     for &variant in variants {

@@ -5,21 +5,20 @@
 //! vCPU thread out of `KVM_RUN`, and the thread waits until it may continue.
 
 use std::{
-    sync::{
-        atomic::{AtomicU8, Ordering},
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-    },
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use anyhow::{anyhow, Context, Result};
 use kvm_ioctls::VcpuFd;
-use vmm_sys_util::signal::{register_signal_handler, Killable, SIGRTMIN};
 
-use crate::memslots::{
-    exits::{self, End},
-    guest::{self, Device},
+use crate::{
+    kick::{kick, ImmediateExit},
+    memslots::{
+        exits::{self, End},
+        guest::{self, Device},
+    },
 };
 
 /// The threads of a VM's vCPUs. Dropping this ends them.
@@ -93,32 +92,6 @@ impl Shared {
     }
 }
 
-/// `kvm_run.immediate_exit` of a vCPU, for its own and the controlling thread.
-///
-/// # Invariants
-///
-/// Points into the mapping of the vCPU's `kvm_run`. Nothing uses it after the
-/// `VcpuFd` that owns the mapping is gone.
-#[derive(Clone, Copy)]
-struct ImmediateExit(*mut u8);
-
-// SAFETY: all accesses to the byte are atomic.
-unsafe impl Send for ImmediateExit {}
-
-impl ImmediateExit {
-    fn set(self, value: bool) {
-        // SAFETY: the invariants say that the byte is mapped.
-        unsafe { AtomicU8::from_ptr(self.0) }.store(value.into(), Ordering::SeqCst);
-    }
-}
-
-/// Registers the signal that brings vCPU threads out of `KVM_RUN`; once per
-/// process, before the first [`Threads`].
-pub fn register_kick() -> Result<()> {
-    extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    register_signal_handler(SIGRTMIN(), ignore).context("cannot set the signal handler")
-}
-
 impl Threads {
     pub fn new() -> Threads {
         Threads {
@@ -149,9 +122,9 @@ impl Threads {
         mut fd: VcpuFd,
         check: impl FnOnce(&VcpuFd, &Device) -> Result<Option<String>> + Send + 'static,
     ) -> Result<()> {
-        // INVARIANT: the VcpuFd moves into the thread, and from there into the
-        // result that `Vcpu::thread` holds.
-        let immediate_exit = ImmediateExit(&raw mut fd.get_kvm_run().immediate_exit);
+        // The VcpuFd moves into the thread, and from there into the result that
+        // `Vcpu::thread` holds.
+        let immediate_exit = ImmediateExit::of(&mut fd);
         let shared = self.shared.clone();
         let thread = move || {
             let mut device = Device::default();
@@ -252,8 +225,7 @@ impl Threads {
             // A thread reads the order after it has cleared this byte, so either
             // the thread sees the order or KVM_RUN sees the byte.
             vcpu.immediate_exit.set(true);
-            // Fails for a thread that has ended, which needs no kick.
-            let _ = vcpu.thread.kill(SIGRTMIN());
+            kick(&vcpu.thread);
         }
         state
     }

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//! The guest's serial console.
+
+use std::{
+    io::{self, Write},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use vm_superio::{serial::NoEvents, Serial, SerialState, Trigger};
+use vmm_sys_util::eventfd::EventFd;
+
+/// The I/O ports of the first 16550, and the interrupt line of the PC that it has.
+pub const PORTS: std::ops::Range<u16> = 0x3f8..0x400;
+pub const GSI: u32 = 4;
+
+/// A 16550 whose output goes to an [`Output`].
+pub type Uart = Serial<Interrupt, NoEvents, Output>;
+
+/// Makes the UART, in the state of another one if given.
+pub fn uart(interrupt: EventFd, output: Output, state: Option<&SerialState>) -> Result<Uart> {
+    let state = state.cloned().unwrap_or_default();
+    Serial::from_state(&state, Interrupt(interrupt), NoEvents, output)
+        .map_err(|e| anyhow::anyhow!("cannot make the serial port: {e}"))
+}
+
+/// An irqfd.
+pub struct Interrupt(EventFd);
+
+impl Trigger for Interrupt {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// What the guest has written to its console so far.
+#[derive(Clone)]
+pub struct Output {
+    shared: Arc<(Mutex<Vec<u8>>, Condvar)>,
+    echo: bool,
+}
+
+impl Output {
+    /// With `echo`, what the guest writes also goes to standard output.
+    pub fn new(echo: bool) -> Output {
+        Output {
+            shared: Arc::default(),
+            echo,
+        }
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.lock()).into_owned()
+    }
+
+    /// Waits until the guest has written `text`, and returns the rest of that line
+    /// when it is complete.
+    pub fn wait_for(&self, text: &str, timeout: Duration) -> Result<String> {
+        let deadline = Instant::now() + timeout;
+        let mut written = self.lock();
+        loop {
+            let all = String::from_utf8_lossy(&written);
+            let rest = all.split_once(text).map(|(_, rest)| rest);
+            if let Some((line, _)) = rest.and_then(|rest| rest.split_once('\n')) {
+                return Ok(line.trim().to_owned());
+            }
+            let left = deadline
+                .checked_duration_since(Instant::now())
+                .with_context(|| {
+                    format!("the guest did not write \"{text}\" in {timeout:?}, but:\n{all}")
+                })?;
+            (written, _) = self
+                .shared
+                .1
+                .wait_timeout(written, left)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
+        // An append cannot be left unfinished by a panic.
+        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.echo {
+            let mut out = io::stdout().lock();
+            out.write_all(bytes)?;
+            out.flush()?;
+        }
+        self.lock().extend_from_slice(bytes);
+        self.shared.1.notify_all();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
