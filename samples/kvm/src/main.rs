@@ -67,6 +67,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Boot Linux with its console on standard output.
+    Linux {
+        #[command(flatten)]
+        guest: linux::Files,
+    },
     /// Update the memslots of running guests in three ways and compare.
     Demo {
         /// Updates that each guest must survive.
@@ -157,6 +162,7 @@ fn main() -> ExitCode {
                 svg.as_deref(),
             )
         }
+        Command::Linux { guest } => linux::run(&kvm, &guest),
         Command::Populate {
             size,
             vcpus,

@@ -15,7 +15,7 @@ use linux_loader::{
         load_cmdline, BzImage, Cmdline, KernelLoader,
     },
 };
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
 const GDT: GuestAddress = GuestAddress(0x500);
 const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
@@ -94,7 +94,7 @@ pub fn load(
         *entry = boot_e820_entry {
             addr: start,
             size: end - start,
-            r#type: E820_RAM,
+            type_: E820_RAM,
         };
         params.e820_entries += 1;
     }

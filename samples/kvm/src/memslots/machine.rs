@@ -9,7 +9,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use kvm_memory_uapi::{
     Access, Counter, Flags, Mapping, Region, RegionList, Slot, Stats, VmFdMemoryExt,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
 use crate::{
     memslots::{

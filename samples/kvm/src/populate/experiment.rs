@@ -12,7 +12,7 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use kvm_memory_uapi::{
     Access, Flags, Mapping, Region, RegionList, Slot, Stats, VmFdMemoryExt, PAGE_SIZE,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
 use crate::{
     populate::{

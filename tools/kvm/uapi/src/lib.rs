@@ -25,7 +25,7 @@
 //! | | [`VcpuFdMemoryExt`] | the ioctl, on [`VcpuFd`](kvm_ioctls::VcpuFd): one step, all steps, or an iterator over the steps |
 //! | areas | [`VcpuFdAreaExt`] | the exit with which a guest shares an area, on [`VcpuFd`](kvm_ioctls::VcpuFd): a request that must be answered |
 //! | | [`offer_areas`] | the CPUID bit that lets a guest do that |
-//! | all | [`Stats`] | KVM's statistics, for example the number of page faults that the guest took |
+//! | all | [`Stats`], [`Counter`] | KVM's statistics, for example the number of page faults that the guest took |
 //! | | [`bindings`] | the C structs and numbers, generated from `linux/kvm_memory.h` |
 //!
 //! # Examples
