@@ -37,6 +37,7 @@
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 compile_error!("the guest is x86-64 code, and KVM is Linux");
 
+mod areas;
 mod kick;
 mod linux;
 mod memslots;
@@ -67,10 +68,22 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Boot Linux with its console on standard output.
-    Linux {
+    /// Boot Linux and show what it shares with the VMM in memory areas.
+    Areas {
         #[command(flatten)]
-        guest: linux::Files,
+        files: areas::Files,
+        /// Write the chart to this SVG file.
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
+        /// Take less time for each part.
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Run the guest of another process.
+    #[command(hide = true)]
+    AreasReceive {
+        /// Descriptor of the guest's memory.
+        memory: i32,
     },
     /// Update the memslots of running guests in three ways and compare.
     Demo {
@@ -162,7 +175,10 @@ fn main() -> ExitCode {
                 svg.as_deref(),
             )
         }
-        Command::Linux { guest } => linux::run(&kvm, &guest),
+        Command::Areas { files, svg, quick } => {
+            areas::demo::run(&kvm, &files, quick, svg.as_deref())
+        }
+        Command::AreasReceive { memory } => areas::transfer::receive(&kvm, memory),
         Command::Populate {
             size,
             vcpus,

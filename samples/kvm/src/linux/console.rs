@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{anyhow, Result};
 use vm_superio::{serial::NoEvents, Serial, SerialState, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -22,7 +22,7 @@ pub type Uart = Serial<Interrupt, NoEvents, Output>;
 pub fn uart(interrupt: EventFd, output: Output, state: Option<&SerialState>) -> Result<Uart> {
     let state = state.cloned().unwrap_or_default();
     Serial::from_state(&state, Interrupt(interrupt), NoEvents, output)
-        .map_err(|e| anyhow::anyhow!("cannot make the serial port: {e}"))
+        .map_err(|e| anyhow!("cannot make the serial port: {e}"))
 }
 
 /// An irqfd.
@@ -56,22 +56,18 @@ impl Output {
         String::from_utf8_lossy(&self.lock()).into_owned()
     }
 
-    /// Waits until the guest has written `text`, and returns the rest of that line
-    /// when it is complete.
-    pub fn wait_for(&self, text: &str, timeout: Duration) -> Result<String> {
+    /// Waits until the guest has written `text` after the first `from` bytes. Returns
+    /// what precedes it there, and the number of bytes up to its end.
+    pub fn wait_for(&self, text: &str, from: usize, timeout: Duration) -> Option<(String, usize)> {
         let deadline = Instant::now() + timeout;
         let mut written = self.lock();
         loop {
-            let all = String::from_utf8_lossy(&written);
-            let rest = all.split_once(text).map(|(_, rest)| rest);
-            if let Some((line, _)) = rest.and_then(|rest| rest.split_once('\n')) {
-                return Ok(line.trim().to_owned());
+            let new = written.get(from..).unwrap_or_default();
+            if let Some(at) = new.windows(text.len()).position(|w| w == text.as_bytes()) {
+                let before = String::from_utf8_lossy(&new[..at]).into_owned();
+                return Some((before, from + at + text.len()));
             }
-            let left = deadline
-                .checked_duration_since(Instant::now())
-                .with_context(|| {
-                    format!("the guest did not write \"{text}\" in {timeout:?}, but:\n{all}")
-                })?;
+            let left = deadline.checked_duration_since(Instant::now())?;
             (written, _) = self
                 .shared
                 .1

@@ -10,10 +10,10 @@ use std::{
     sync::{
         atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError},
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{anyhow, ensure, Context, Result};
@@ -31,7 +31,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::{
     kick::{kick, ImmediateExit},
     linux::{
-        area_uapi::{kvm_x86_msr_op, KVM_EXIT_X86_MSR_OP, KVM_FEATURE_MEM_AREA},
+        area_uapi::{kvm_x86_msr_op, AreaExt, KVM_EXIT_X86_MSR_OP, KVM_FEATURE_MEM_AREA},
         boot,
         console::{self, uart, Output, Uart},
     },
@@ -86,16 +86,18 @@ pub struct Machine<D> {
     stop: Arc<AtomicBool>,
     ended: Receiver<()>,
     output: Output,
+    uart: Arc<Mutex<Uart>>,
     stats: StatsFile,
-    vm: VmFd,
+    vm: Option<VmFd>,
     memory: GuestMemoryMmap,
 }
 
 /// A vCPU with the devices that its exits reach.
 pub struct Vcpu<D> {
     pub fd: VcpuFd,
-    pub uart: Uart,
-    pub devices: D,
+    /// Shared with the thread that types.
+    pub uart: Arc<Mutex<Uart>>,
+    devices: D,
 }
 
 /// A machine whose vCPU does not run any more.
@@ -103,6 +105,7 @@ pub struct Stopped<D> {
     pub vcpu: Vcpu<D>,
     /// `None` if it was stopped before the guest ended.
     pub end: Option<End>,
+    pub vm: VmFd,
     pub memory: GuestMemoryMmap,
 }
 
@@ -130,9 +133,18 @@ pub fn memfd(size: u64) -> Result<File> {
 }
 
 /// A VM with this memory and the devices that KVM has, and its vCPU, both in the
-/// state after power-on.
-pub fn new_vm(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<(VmFd, VcpuFd)> {
+/// state after power-on. With `areas`, this VMM serves memory areas.
+pub fn new_vm(kvm: &Kvm, memory: &GuestMemoryMmap, areas: bool) -> Result<(VmFd, VcpuFd)> {
     let vm = kvm.create_vm().context("KVM_CREATE_VM failed")?;
+    if areas {
+        ensure!(
+            vm.can_serve_areas(),
+            "this kernel does not have KVM_CAP_REGISTER_MEM_AREA; \
+             load KVM modules that were built with CONFIG_KVM_RUST_MEMORY=y"
+        );
+        vm.serve_areas(true)
+            .context("KVM_USERSPACE_REGISTER_MEM_AREA failed")?;
+    }
     vm.set_identity_map_address(IDENTITY_MAP)
         .context("KVM_SET_IDENTITY_MAP_ADDR failed")?;
     vm.set_tss_address(TSS).context("KVM_SET_TSS_ADDR failed")?;
@@ -192,20 +204,12 @@ impl<D: Devices> Machine<D> {
     pub fn boot(kvm: &Kvm, boot: Boot<'_>, output: Output, devices: D) -> Result<Machine<D>> {
         let memory = memory(memfd(boot.memory)?, boot.memory)?;
         let entry = boot::load(&memory, boot.kernel, &boot.initramfs, &boot.command_line)?;
-        let (vm, fd) = new_vm(kvm, &memory)?;
+        let (vm, fd) = new_vm(kvm, &memory, boot.areas)?;
         fd.set_cpuid2(&cpuid(kvm, boot.areas)?)
             .context("KVM_SET_CPUID2 failed")?;
         boot::enter(&fd, entry)?;
         let uart = uart(interrupt(&vm)?, output, None)?;
-        Machine::start(
-            memory,
-            vm,
-            Vcpu {
-                fd,
-                uart,
-                devices,
-            },
-        )
+        Machine::start(memory, vm, Vcpu::new(fd, uart, devices))
     }
 
     /// Lets the vCPU of a VM run.
@@ -217,7 +221,8 @@ impl<D: Devices> Machine<D> {
             .fd
             .stats()
             .context("cannot open the vCPU's statistics")?;
-        let output = vcpu.uart.writer().clone();
+        let output = lock(&vcpu.uart).writer().clone();
+        let uart = vcpu.uart.clone();
         let order = stop.clone();
         let thread = thread::Builder::new()
             .name("vcpu0".to_owned())
@@ -234,10 +239,34 @@ impl<D: Devices> Machine<D> {
             stop,
             ended,
             output,
+            uart,
             stats,
-            vm,
+            vm: Some(vm),
             memory,
         })
+    }
+
+    /// Sends text to the guest's console, and waits until the guest has taken it.
+    pub fn type_in(&self, text: &str) -> Result<()> {
+        const TIMEOUT: Duration = Duration::from_secs(60);
+        let deadline = Instant::now() + TIMEOUT;
+        let mut rest = text.as_bytes();
+        while !rest.is_empty() {
+            let mut uart = lock(&self.uart);
+            let n = uart.fifo_capacity().min(rest.len());
+            if n > 0 {
+                uart.enqueue_raw_bytes(&rest[..n])
+                    .map_err(|e| anyhow!("the serial port: {e}"))?;
+                rest = &rest[n..];
+            }
+            drop(uart);
+            ensure!(
+                Instant::now() < deadline,
+                "the guest does not read its console"
+            );
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
     }
 
     pub fn memory(&self) -> &GuestMemoryMmap {
@@ -289,6 +318,7 @@ impl<D: Devices> Machine<D> {
         Ok(Stopped {
             vcpu,
             end,
+            vm: self.vm.take().context("the VM is gone already")?,
             memory: self.memory.clone(),
         })
     }
@@ -317,6 +347,14 @@ impl<D> Drop for Machine<D> {
 }
 
 impl<D: Devices> Vcpu<D> {
+    pub fn new(fd: VcpuFd, uart: Uart, devices: D) -> Vcpu<D> {
+        Vcpu {
+            fd,
+            uart: Arc::new(Mutex::new(uart)),
+            devices,
+        }
+    }
+
     /// Runs the guest until it ends; `None` if the order to stop came first.
     fn run(&mut self, immediate_exit: ImmediateExit, stop: &AtomicBool) -> Option<End> {
         loop {
@@ -338,15 +376,17 @@ impl<D: Devices> Vcpu<D> {
     fn step(&mut self) -> Step {
         match self.fd.run() {
             Ok(VcpuExit::IoOut(port, bytes)) if console::PORTS.contains(&port) => {
+                let mut uart = lock(&self.uart);
                 for &byte in bytes {
-                    if let Err(e) = self.uart.write((port - console::PORTS.start) as u8, byte) {
+                    if let Err(e) = uart.write((port - console::PORTS.start) as u8, byte) {
                         return Step::End(End::Failed(format!("the serial port: {e}")));
                     }
                 }
             }
             Ok(VcpuExit::IoIn(port, bytes)) if console::PORTS.contains(&port) => {
+                let mut uart = lock(&self.uart);
                 for byte in bytes {
-                    *byte = self.uart.read((port - console::PORTS.start) as u8);
+                    *byte = uart.read((port - console::PORTS.start) as u8);
                 }
             }
             Ok(VcpuExit::IoOut(KEYBOARD_COMMAND, [KEYBOARD_RESET])) => {
@@ -380,6 +420,11 @@ impl<D: Devices> Vcpu<D> {
         let rip = self.fd.get_regs().map(|regs| regs.rip).unwrap_or_default();
         format!("{what} at rip {rip:#x}")
     }
+}
+
+/// A UART that a panic left in some state is as good as another one.
+pub fn lock(uart: &Mutex<Uart>) -> MutexGuard<'_, Uart> {
+    uart.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 enum Step {
