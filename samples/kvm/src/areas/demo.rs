@@ -135,11 +135,8 @@ fn count(
 ) -> Result<Cost> {
     let read = |guest: &Guest| -> Result<(u64, u64, u64)> {
         let beats = guest.served.beats(guest.machine.memory())?;
-        Ok((
-            beats.map_or(0, |beats| beats.timer),
-            guest.machine.stat("exits")?,
-            guest.machine.stat("mmio_exits")?,
-        ))
+        let (exits, mmio_exits) = guest.machine.exits()?;
+        Ok((beats.map_or(0, |beats| beats.timer), exits, mmio_exits))
     };
     // The shell is still on its way to sleep.
     thread::sleep(Duration::from_millis(300));

@@ -22,7 +22,7 @@ use kvm_bindings::{
     KVM_PIT_SPEAKER_DUMMY,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
-use kvm_memory_uapi::{Stats, StatsFile};
+use kvm_memory_uapi::{Counter, Stats};
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion,
 };
@@ -87,7 +87,8 @@ pub struct Machine<D> {
     ended: Receiver<()>,
     output: Output,
     uart: Arc<Mutex<Uart>>,
-    stats: StatsFile,
+    exits: Counter,
+    mmio_exits: Counter,
     vm: Option<VmFd>,
     memory: GuestMemoryMmap,
 }
@@ -217,10 +218,13 @@ impl<D: Devices> Machine<D> {
         let immediate_exit = ImmediateExit::of(&mut vcpu.fd);
         let stop = Arc::new(AtomicBool::new(false));
         let (end_to, ended) = mpsc::channel();
-        let stats = vcpu
-            .fd
-            .stats()
-            .context("cannot open the vCPU's statistics")?;
+        let counter = |name| {
+            let found = vcpu.fd.counter(name);
+            found
+                .context("cannot open the vCPU's statistics")?
+                .with_context(|| format!("KVM has no statistic {name}"))
+        };
+        let (exits, mmio_exits) = (counter("exits")?, counter("mmio_exits")?);
         let output = lock(&vcpu.uart).writer().clone();
         let uart = vcpu.uart.clone();
         let order = stop.clone();
@@ -240,7 +244,8 @@ impl<D: Devices> Machine<D> {
             ended,
             output,
             uart,
-            stats,
+            exits,
+            mmio_exits,
             vm: Some(vm),
             memory,
         })
@@ -278,12 +283,10 @@ impl<D: Devices> Machine<D> {
         &self.output
     }
 
-    /// A statistic of the vCPU, like `exits`.
-    pub fn stat(&self, name: &str) -> Result<u64> {
-        self.stats
-            .get(name)
-            .context("cannot read the vCPU's statistics")?
-            .with_context(|| format!("KVM has no statistic {name}"))
+    /// How often the vCPU has left the guest, and how often for MMIO.
+    pub fn exits(&self) -> Result<(u64, u64)> {
+        let read = |counter: &Counter| counter.read().context("cannot read the vCPU's statistics");
+        Ok((read(&self.exits)?, read(&self.mmio_exits)?))
     }
 
     /// Whether the guest has ended; waits for that at most so long.
