@@ -113,7 +113,7 @@ static void add_slots(struct snapshot *snap, struct kvm_memslots *active,
 }
 
 /*
- * Takes slots_lock, and returns 1.  Returns 0 if the lock does not become free soon:
+ * Takes slots_lock, and returns 1.  Returns 0 if the lock cannot be had soon:
  * should an update wait for readers forever, this file must still tell what it has
  * done so far.  Returns -EINTR if a signal arrives.
  */

@@ -28,6 +28,7 @@
 //! | `locks.rs` | the locks, as proof of what their holder may do |
 //! | `types.rs` | slot ids, flags, mappings, entries; pure |
 //! | `seam.c`, `x86.c` | C macros and inline functions; second-level page tables of x86 |
+//! | `debugfs.c` | the file in debugfs that shows both lists |
 //!
 //! Each file uses only those below it in this table.
 

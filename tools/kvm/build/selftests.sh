@@ -50,15 +50,18 @@ our_tests() {
 }
 
 # Ours that print what must be the same with upstream's C.
-SINGLE=memory_region_single_test
+SAME=(memory_region_single_test x86/memory_region_list_partition_test)
 # Ours that use upstream's ioctls only, and must pass with upstream's C as well.
-WITH_C=("$SINGLE" x86/{first_shadow_root,hole_fault,mmio_rmw,nested_ad_dirty_log,nx_huge_page_slot,prefault_obsolete_root}_test)
+WITH_C=("${SAME[@]}" x86/{first_shadow_root,hole_fault,mmio_rmw,nested_ad_dirty_log,nx_huge_page_slot,prefault_obsolete_root}_test)
 # Ours that run with KVM's shadow page tables as well, and one that runs with these only.
 SHADOW=(x86/memory_region_list_{stress,switch,held}_test x86/map_memory_args_test)
 ONLY_SHADOW=x86/shadow_sync_test
 
 # Ours that would take minutes where everything is slow, shortened by their own options.
-shorter() { sed 's/reshape_race_test$/& 100/'; }
+shorter() {
+	sed -e 's/reshape_race_test$/& 100/' -e 's/list_stale_test$/& 300/' -e 's/list_partition_test$/& 1500/' \
+		-e 's/list_notifier_test$/& 300/'
+}
 
 # our_list FLAVOUR: ours; only the debug kernel can make allocations fail, and runs the core's KUnit suites.
 our_list() {
@@ -149,7 +152,9 @@ upstream() {
 		fi
 	done <"$table"
 	for flavour in c rust; do
-		grep '^# ' "$OUT/selftests/$flavour-$SINGLE.log" >"$LOG/single-$flavour" || : >"$LOG/single-$flavour"
+		for test in "${SAME[@]}"; do
+			grep '^# ' "$OUT/selftests/$flavour-${test//\//-}.log" | grep -v '^# Totals' || :
+		done >"$LOG/single-$flavour"
 	done
 	if [[ -s $LOG/single-c ]] && diff "$LOG/single-c" "$LOG/single-rust" >"$LOG/single.diff"; then
 		result pass "single ioctls give what they give with C, $(wc -l <"$LOG/single-c") results"

@@ -334,8 +334,8 @@ static bool check_memory(void)
 			val = ((u64 *)page_at(i))[i % QUIET ? WORD(id) : 0];
 			if (val == (i % QUIET ? passes[id] : QUIET_VAL))
 				continue;
-			ksft_print_msg("page %d: the host sees 0x%lx of vCPU %d, which has made %lu passes\n",
-				       i, val, id, passes[id]);
+			ksft_print_msg("page %d is 0x%lx after %lu passes of vCPU %d\n",
+				       i, val, passes[id], id);
 			return false;
 		}
 	}

@@ -496,9 +496,13 @@ static void compare(bool have_file)
 	}
 }
 
-static void create_side(struct side *side)
+static void create_side(struct side *side, bool zap_all)
 {
 	side->vm = vm_create_with_one_vcpu(&side->vcpu, guest_code);
+	if (!zap_all && (kvm_check_cap(KVM_CAP_DISABLE_QUIRKS2) &
+			 KVM_X86_QUIRK_SLOT_ZAP_ALL))
+		vm_enable_cap(side->vm, KVM_CAP_DISABLE_QUIRKS2,
+			      KVM_X86_QUIRK_SLOT_ZAP_ALL);
 	virt_map(side->vm, WINDOW_GPA, WINDOW_GPA, NR_PAGES);
 	side->mem = kvm_mmap(MEM_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE,
 			     MAP_PRIVATE | MAP_ANONYMOUS, -1);
@@ -507,7 +511,7 @@ static void create_side(struct side *side)
 
 int main(int argc, char *argv[])
 {
-	int nr_updates = 20000, done = 0, nr_lists = 0, goal, i;
+	int nr_updates = 10000, done = 0, nr_lists = 0, goal, i;
 	struct kvm_random_state rng;
 	u32 pages[NR_WRITES];
 	u32 seed = 0x70617274;
@@ -523,9 +527,10 @@ int main(int argc, char *argv[])
 	rng = new_kvm_random_state(seed);
 	have_lists = kvm_has_cap(KVM_CAP_USER_MEMORY_REGION_LIST);
 	nr_as = kvm_has_cap(KVM_CAP_X86_SMM) ? NR_AS : 1;
-	create_side(&single);
+	/* Zapping everything takes the most time. */
+	create_side(&single, seed & 1);
 	if (have_lists)
-		create_side(&lists);
+		create_side(&lists, seed & 1);
 	i = open_memslots_file(single.vm);
 	have_file = i >= 0;
 	close(i);

@@ -59,14 +59,19 @@ static struct view views[NR_PAGES];
 /* Whether the guest may write to a page of @mem. */
 static bool writable[MEM_PAGES];
 
+static void guest_write(u32 page, int who, u64 val)
+{
+	WRITE_ONCE(((u64 *)(WINDOW_GPA + page * PAGE_SIZE))[who], val);
+}
+
 static void guest_prober(void)
 {
 	int i;
 
 	for (;;) {
 		for (i = 0; i < NR_PROBES; i++)
-			WRITE_ONCE(((u64 *)(WINDOW_GPA + guest_probes.pages[i] * PAGE_SIZE))[PROBER],
-				   guest_probes.val + i);
+			guest_write(guest_probes.pages[i], PROBER,
+				    guest_probes.val + i);
 		GUEST_SYNC(0);
 	}
 }
@@ -79,7 +84,7 @@ static void guest_hammer(void)
 	for (n = 0; !READ_ONCE(guest_stop); n++) {
 		/* Visits all pages, in an order that is not that of the host. */
 		page = (page * 5 + 3) % NR_PAGES;
-		WRITE_ONCE(((u64 *)(WINDOW_GPA + page * PAGE_SIZE))[HAMMER], n);
+		guest_write(page, HAMMER, n);
 	}
 	GUEST_DONE();
 }
@@ -119,10 +124,10 @@ static int random_slots(struct kvm_random_state *rng, struct region_entry *entri
 		/* A hole, of one page or of many. */
 		if (!random_below(rng, 3))
 			page += random_below(rng, 2) ? 1 : random_below(rng, 300);
-		nr = 1 + random_below(rng, random_below(rng, 3) ? 500 : 8);
-		nr = min(nr, NR_PAGES - min(page, (u32)NR_PAGES));
-		if (!nr)
+		if (page >= NR_PAGES)
 			break;
+		nr = 1 + random_below(rng, random_below(rng, 3) ? 500 : 8);
+		nr = min(nr, NR_PAGES - page);
 		/* Mostly, page n of the memory is at page n of the window. */
 		from = random_below(rng, 6) ? page : random_below(rng, MEM_PAGES - nr);
 		flags = random_below(rng, 5) ? 0 : KVM_MEM_READONLY;
@@ -233,7 +238,7 @@ static bool check_canaries(u64 canary, int round)
 		for (who = PROBER; who <= HAMMER; who++) {
 			if (READ_ONCE(*word(page, who)) == canary)
 				continue;
-			ksft_print_msg("list %d: the %s has written to page %d of the host's memory\n",
+			ksft_print_msg("list %d: the %s has written to host page %d\n",
 				       round, who == PROBER ? "prober" : "hammer",
 				       page);
 			return false;
