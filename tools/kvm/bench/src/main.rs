@@ -5,7 +5,8 @@
 //! loses when its slots are split and merged (`memslots/reshape/`): while its vCPUs
 //! are paused, and by one list. Measures what it costs to populate guest memory
 //! (`populate/`): by `KVM_MAP_MEMORY`, by `KVM_PRE_FAULT_MEMORY` and by the guest
-//! itself.
+//! itself. Measures what it costs a guest to share memory areas (`areas/`): with
+//! KVM, with the VMM, and with a VMM that uses the MSR filter instead.
 //!
 //! All measurements run in one boot of one machine. The module sets, or the ways
 //! to populate, take turns in each round, so that a load that slows the machine
@@ -17,12 +18,15 @@
 //! | `memslots/measure.rs`, `populate/measure.rs` | one measurement |
 //! | `memslots/report.rs`, `populate/report.rs` | results, table and picture |
 //! | `memslots/reshape/` | what a running guest loses: a table of its files is in `mod.rs` |
+//! | `areas/run.rs`, `areas/guest.rs`, `areas/report.rs` | measurements, the guest, and table |
+//! | `areas/case.rs` | what the guest does |
 //! | `populate/case.rs` | what is populated, and by what |
 //! | `populate/guest.rs`, `populate/memory.rs` | the guest, and its memory |
 //! | `figures.rs` | numbers and drawing that both families share |
 //! | `flavour.rs` | loads KVM's C code or the Rust core |
 //! | `progress.rs` | lines on stderr |
 
+mod areas;
 mod figures;
 mod flavour;
 mod memslots;
@@ -34,8 +38,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 
-/// Measure the cost of memslot updates, in C, in Rust and as a list, and of
-/// populating guest memory.
+/// Measure the cost of memslot updates, in C, in Rust and as a list, of
+/// populating guest memory, and of memory areas.
 ///
 /// Runs as root where both sets of KVM modules can be loaded: in the test VM.
 #[derive(Parser)]
@@ -68,38 +72,28 @@ enum Group {
     Reshape,
     Endure,
     Populate,
+    Areas,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let wanted = |group| args.only.is_none_or(|only| only == group);
-    if wanted(Group::Updates) {
-        memslots::run(
-            args.quick,
-            args.rounds,
-            args.svg.as_deref(),
-            &args.kvm_flavour,
-        )?;
+    let measures = |group| args.only.is_none_or(|only| only == group);
+    let (quick, rounds, svg) = (args.quick, args.rounds, args.svg.as_deref());
+    let flavour = &args.kvm_flavour;
+    if measures(Group::Updates) {
+        memslots::run(quick, rounds, svg, flavour)?;
     }
-    if wanted(Group::Reshape) {
-        memslots::reshape::measure_all(
-            &args.guest,
-            args.quick,
-            args.rounds,
-            args.svg.as_deref(),
-            &args.kvm_flavour,
-        )?;
+    if measures(Group::Reshape) {
+        memslots::reshape::measure_all(&args.guest, quick, rounds, svg, flavour)?;
     }
-    if wanted(Group::Endure) {
-        memslots::reshape::endure_all(args.quick, &args.kvm_flavour)?;
+    if measures(Group::Endure) {
+        memslots::reshape::endure_all(quick, flavour)?;
     }
-    if wanted(Group::Populate) {
-        populate::run(
-            args.quick,
-            args.rounds,
-            args.svg.as_deref(),
-            &args.kvm_flavour,
-        )?;
+    if measures(Group::Populate) {
+        populate::run(quick, rounds, svg, flavour)?;
+    }
+    if measures(Group::Areas) {
+        areas::run(quick, rounds, flavour)?;
     }
     Ok(())
 }

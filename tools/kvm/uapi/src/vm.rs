@@ -207,9 +207,8 @@ impl VmFdMemoryExt for VmFd {
             pad: [0; 3],
         };
         // SAFETY: the ioctl reads a `kvm_area_info`, which lives until it returns.
-        let ret = unsafe {
-            ioctl_with_ref(self, c_ulong::from(KVM_USERSPACE_REGISTER_MEM_AREA), &info)
-        };
+        let ret =
+            unsafe { ioctl_with_ref(self, c_ulong::from(KVM_USERSPACE_REGISTER_MEM_AREA), &info) };
         if ret != 0 {
             return Err(errno::Error::last());
         }

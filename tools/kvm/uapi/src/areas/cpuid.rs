@@ -84,9 +84,6 @@ mod tests {
         assert!(!offer_in(&mut [hyperv, leaf(0x4000_0001, [0; 3])]));
         assert!(!offer_in(&mut [leaf(0x4000_0000, SIGNATURE)]));
         assert!(!offer_in(&mut []));
-        assert_eq!(
-            SIGNATURE.map(u32::to_le_bytes).concat(),
-            b"KVMKVMKVM\0\0\0"
-        );
+        assert_eq!(SIGNATURE.map(u32::to_le_bytes).concat(), b"KVMKVMKVM\0\0\0");
     }
 }

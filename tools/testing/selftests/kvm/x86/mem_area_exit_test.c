@@ -228,6 +228,7 @@ TEST_F(area, signal)
 	struct kvm_signal_mask *mask;
 	struct kvm_x86_msr_op *op;
 	sigset_t blocked;
+	int sig;
 
 	enable_exits(test->vm, 1);
 	signal(SIGUSR1, on_signal);
@@ -242,8 +243,10 @@ TEST_F(area, signal)
 	op->result = 0x66;
 	raise(SIGUSR1);
 	TEST_ASSERT(__vcpu_run(vcpu) == -1 && errno == EINTR, "errno %d", errno);
-	/* The command is complete, and so is the instruction. */
+	/* The command is complete, and the guest has not gone on yet. */
 	TEST_ASSERT_EQ(result_at(test, DESC_GPA), 0x66);
+	TEST_ASSERT_EQ(guest_op(vcpu)->vector, 0xff);
+	TEST_ASSERT_EQ(sigwait(&blocked, &sig), 0);
 	TEST_ASSERT_EQ(finish_command(vcpu), 0);
 	free(mask);
 }
