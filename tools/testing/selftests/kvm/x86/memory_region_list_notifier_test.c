@@ -30,7 +30,7 @@
 #define WINDOW_GPA	0xc0000000ul
 #define NR_PAGES	1024
 /* The slots always map these, which the guest uses. */
-#define KEPT_PAGES	700
+#define KEPT_PAGES	400
 #define NR_VCPUS	2
 /* A cache line for each vCPU. */
 #define WORD(id)	((id) * 8)
