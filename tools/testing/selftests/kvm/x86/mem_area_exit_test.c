@@ -20,7 +20,7 @@ TEST_F(area, answers)
 
 	enable_exits(test->vm, 1);
 	for (msr = REGISTER; msr <= UNREGISTER; msr++) {
-		for (i = 0; i < 256; i++) {
+		for (i = 0; i < 256; i += msr == REGISTER ? 1 : 15) {
 			op = start_command(test, variant->emulate, msr, AREA_GPA + i, i + 1,
 					   VMM_TYPE + i);
 			op->result = i;

@@ -10,10 +10,10 @@
 #include "memory_region_list.h"
 
 #define NR_VCPUS	2
-#define NR_LOOPS	20000
+#define NR_LOOPS	3000
 
-/* As many bytes a command as would be seen. */
-#define MAX_GROWTH_KB	1024
+/* Less than 32 bytes for each of 6 * NR_LOOPS commands. */
+#define MAX_GROWTH_KB	512
 
 /* The page of vCPU @id, with its descriptor, and the areas after that. */
 #define PAGE_OF(id)	(WINDOW_GPA + (id) * PAGE_SIZE)
