@@ -3,6 +3,7 @@
 //! Tests of the crate on a kernel that has the ioctls: `cargo test -- --ignored`
 //! in the test VM.
 
+mod areas;
 mod guest;
 mod memslots;
 mod populate;
