@@ -123,10 +123,12 @@ static bool ring_has(struct kvm_vcpu *vcpu)
 	for (;; n++) {
 		struct kvm_dirty_gfn *gfn = &gfns[next % RING_ENTRIES];
 
+		/* Pairs with KVM's store, after it has written the entry. */
 		if (smp_load_acquire(&gfn->flags) != KVM_DIRTY_GFN_F_DIRTY)
 			break;
 		if (gfn->slot == AREA_SLOT && gfn->offset == 0)
 			found = true;
+		/* KVM may reuse the entry only after it has been read. */
 		smp_store_release(&gfn->flags, KVM_DIRTY_GFN_F_RESET);
 		next++;
 	}

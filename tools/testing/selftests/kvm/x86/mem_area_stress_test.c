@@ -21,7 +21,7 @@
 #define TIME_OF(id)	(PAGE_OF(id) + 192)
 #define WALL_OF(id)	(PAGE_OF(id) + 256)
 
-static volatile bool guest_stop;
+static bool guest_stop;
 static u64 guest_nr_ok[NR_VCPUS], guest_nr_failed[NR_VCPUS];
 
 static u8 guest_command(gpa_t desc_gpa, u32 msr, u64 base, u32 size, u32 type)
@@ -50,7 +50,7 @@ static void guest_loop(int id)
 	int i;
 
 	for (;;) {
-		for (i = 0; i < NR_LOOPS / NR_VCPUS && !guest_stop; i++) {
+		for (i = 0; i < NR_LOOPS / NR_VCPUS && !READ_ONCE(guest_stop); i++) {
 			guest_register(id, REGISTER);
 			guest_register(id, i % 16 ? REGISTER : UNREGISTER);
 			guest_nr_ok[id]++;
@@ -71,6 +71,7 @@ static const u64 guest_bases[] = {
 	STEAL_OF(0), TIME_OF(0), WALL_OF(0), PAGE_OF(0), ~0ull, 0xfee00000,
 	WINDOW_GPA + WINDOW_SIZE - 8, 1ull << 62,
 };
+
 static const u32 guest_sizes[] = { 12, 32, 64, 0, 4096, ~0u, 1 << 20, 1 };
 static const u32 guest_types[] = { 1, 2, 3, 0, 4, VMM_TYPE, ~0u, 2 };
 
@@ -80,7 +81,7 @@ static void guest_race(int id)
 	struct kvm_memory_area *desc = (void *)PAGE_OF(0);
 	u64 state = 88172645463325252ull + id;
 
-	while (!guest_stop) {
+	while (!READ_ONCE(guest_stop)) {
 		u64 r = guest_random(&state);
 
 		if (id) {
@@ -214,7 +215,7 @@ TEST(beside_lists)
 	int i;
 
 	init(&test, guest_loop);
-	stop = (bool *)guest_ptr(test.vm, guest_stop);
+	stop = guest_ptr(test.vm, guest_stop);
 	start_vcpus(&test, threads);
 	for (i = 0; i < 60; i++)
 		replace_slots(&test, i);
@@ -236,7 +237,7 @@ static void race(bool churn)
 
 	init(&test, guest_race);
 	enable_exits(test.vm, 1);
-	stop = (bool *)guest_ptr(test.vm, guest_stop);
+	stop = guest_ptr(test.vm, guest_stop);
 	ok = *guest_ptr(test.vm, guest_nr_ok);
 	failed = *guest_ptr(test.vm, guest_nr_failed);
 	start_vcpus(&test, threads);
