@@ -76,8 +76,12 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         svg: Option<PathBuf>,
         /// Take less time for each part.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "torture")]
         quick: bool,
+        /// Load and unload the guest's module so often under each of several VMMs
+        /// instead.
+        #[arg(long, value_name = "CYCLES")]
+        torture: Option<u32>,
     },
     /// Run the guest of another process.
     #[command(hide = true)]
@@ -175,9 +179,15 @@ fn main() -> ExitCode {
                 svg.as_deref(),
             )
         }
-        Command::Areas { files, svg, quick } => {
-            areas::demo::run(&kvm, &files, quick, svg.as_deref())
-        }
+        Command::Areas {
+            files,
+            svg,
+            quick,
+            torture,
+        } => match torture {
+            Some(cycles) => areas::torture::run(&kvm, &files, cycles),
+            None => areas::demo::run(&kvm, &files, quick, svg.as_deref()),
+        },
         Command::AreasReceive { memory } => areas::transfer::receive(&kvm, memory),
         Command::Populate {
             size,

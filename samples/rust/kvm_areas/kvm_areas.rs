@@ -74,7 +74,7 @@ module! {
         },
         steal: bool {
             default: false,
-            description: "Register steal time, if the kernel does not account it",
+            description: "Register steal time, which the kernel must not do itself",
         },
     },
 }

@@ -32,14 +32,13 @@ pub(crate) const LOG_SIZE: usize = 3072;
 /// Of the reason for a panic, so many bytes are kept.
 pub(crate) const REASON_SIZE: usize = 256;
 
-/// [`Record::state`]
-pub(crate) const RUNNING: u64 = 1;
-pub(crate) const PANICKED: u64 = 2;
+/// [`Record::state`] after a panic.
+pub(crate) const PANICKED: u64 = 1;
 
 /// What remains of a guest that has died.
 #[repr(C)]
 pub(crate) struct Record<U64, Byte> {
-    /// [`RUNNING`] or [`PANICKED`]; 0 before the record is in use.
+    /// 0, or [`PANICKED`].
     pub(crate) state: U64,
     /// The time of the panic.
     pub(crate) time: U64,

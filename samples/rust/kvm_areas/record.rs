@@ -46,7 +46,6 @@ pub(crate) struct Record(Pin<KBox<Notifier<Panic, Console>>>);
 
 impl Record {
     pub(crate) fn start(area: Area<Contents>) -> Result<Self> {
-        area.state.store(layout::RUNNING, Relaxed);
         let console = Console::new(area);
         Ok(Self(KBox::pin_init(Notifier::new(console), GFP_KERNEL)?))
     }

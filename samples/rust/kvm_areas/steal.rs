@@ -41,7 +41,7 @@ impl Steal {
             unsafe { bindings::rdmsrq_safe_on_cpu(0, bindings::MSR_KVM_STEAL_TIME, &raw mut msr) };
         // An area of this type is that MSR. If the kernel uses it, it must not be taken away.
         if ret == 0 && msr & u64::from(bindings::KVM_MSR_ENABLED) != 0 {
-            pr_info!("the kernel accounts steal time itself (boot with no-steal-acc)\n");
+            pr_info!("the kernel accounts steal time itself\n");
             return Err(RegisterError::Failed(EBUSY));
         }
         Ok(Self(Area::register_on(0)?))

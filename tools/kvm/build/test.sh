@@ -47,6 +47,9 @@ step "selftests" env FLAVOUR=rust "$here/selftests.sh" ours
 step "upstream's selftests, Rust against C" "$here/selftests.sh" upstream
 step "QEMU boots Linux" env FLAVOUR=rust CMD=guest-qemu "$here/vm.sh"
 step "demo, short" env FLAVOUR=rust "$here/program.sh" sample-vmm demo --quick
+# shellcheck disable=SC2016  # the VM has the variable
+step "Linux shares memory areas" env FLAVOUR=rust "$here/program.sh" sample-vmm areas --quick \
+	--kernel '$KVM_MODULES/rust/bzImage' --module '$KVM_MODULES/rust/kvm_areas.ko'
 step "kernel with debug checks" "$here/kernel.sh" debug
 step "selftests on the debug kernel" env FLAVOUR=debug "$here/selftests.sh" ours
 if [[ ${1:-} == all ]]; then

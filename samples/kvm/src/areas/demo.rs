@@ -31,6 +31,8 @@ struct Times {
     hang: Duration,
 }
 
+/// The guest is idle after so long.
+const SETTLE: Duration = Duration::from_millis(500);
 /// Milliseconds between two heartbeats.
 const PERIOD: u32 = 50;
 const STATE: &str = "/sys/kernel/debug/kvm_areas/state";
@@ -57,12 +59,15 @@ pub fn run(kvm: &Kvm, files: &Files, quick: bool, svg: Option<&Path>) -> Result<
     let mut guest = Guest::boot(kvm, files, true)?;
 
     eprintln!("counting exits ...");
-    let idle = count(&mut guest, "no heartbeat", times.count, None)?;
+    let idle = count(&mut guest, "no heartbeat", times.count)?;
     load(&mut guest, &format!("mmio_watchdog={WATCHDOG:#x}"))?;
-    let watchdog = count(&mut guest, "MMIO watchdog", times.count, Some(&idle))?;
+    let watchdog = count(&mut guest, "MMIO watchdog", times.count)?;
     unload(&mut guest)?;
     load(&mut guest, "steal=1")?;
-    let area = count(&mut guest, "memory area", times.count, Some(&idle))?;
+    let area = count(&mut guest, "memory area", times.count)?;
+
+    eprintln!("taking processors from the guest ...");
+    let steal = steal(&mut guest, times.hang)?;
 
     eprintln!("hanging ...");
     let mut watch = Watch::since(Duration::ZERO);
@@ -72,8 +77,6 @@ pub fn run(kvm: &Kvm, files: &Files, quick: bool, svg: Option<&Path>) -> Result<
         hang(&mut watch, &mut guest, "interrupts", &times)?,
     ];
 
-    eprintln!("taking processors from the guest ...");
-    let steal = steal(&mut guest, times.hang)?;
     let state = guest.run(&format!("cat {STATE}"))?;
     let memory = guest
         .served
@@ -126,20 +129,15 @@ fn unload(guest: &mut Guest) -> Result<()> {
     Ok(())
 }
 
-/// Counts the exits of an idle guest; without those that it has without a heartbeat.
-fn count(
-    guest: &mut Guest,
-    what: &'static str,
-    time: Duration,
-    idle: Option<&Cost>,
-) -> Result<Cost> {
+/// Counts the exits of an idle guest.
+fn count(guest: &mut Guest, what: &'static str, time: Duration) -> Result<Cost> {
     let read = |guest: &Guest| -> Result<(u64, u64, u64)> {
         let beats = guest.served.beats(guest.machine.memory())?;
         let (exits, mmio_exits) = guest.machine.exits()?;
         Ok((beats.map_or(0, |beats| beats.timer), exits, mmio_exits))
     };
     // The shell is still on its way to sleep.
-    thread::sleep(Duration::from_millis(300));
+    thread::sleep(SETTLE);
     let first = read(guest)?;
     thread::sleep(time);
     let last = read(guest)?;
@@ -148,7 +146,6 @@ fn count(
         beats: last.0 - first.0,
         exits: last.1 - first.1,
         mmio_exits: last.2 - first.2,
-        idle_exits: idle.map_or(0, |idle| idle.exits),
     })
 }
 

@@ -6,11 +6,11 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{bail, ensure, Context, Result};
 use clap::Args;
 use kvm_ioctls::Kvm;
+use kvm_memory_uapi::{Answer, Request};
 
 use crate::{
     areas::served::Served,
     linux::{
-        area_uapi::kvm_x86_msr_op,
         console::Output,
         initramfs::Initramfs,
         machine::{Boot, Devices, Machine},
@@ -23,10 +23,8 @@ pub const WATCHDOG: u64 = 0xd000_0000;
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 const MEMORY: u64 = 256 << 20;
-/// `no-steal-acc` leaves steal time to the module; a panic ends in a triple fault,
-/// after which the guest cannot say anything.
-const COMMAND_LINE: &str =
-    "console=ttyS0 quiet reboot=t panic=-1 pci=off acpi=off no-steal-acc 8250.nr_uarts=1";
+/// A panic ends in a triple fault, after which the guest cannot say anything.
+const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=t panic=-1 pci=off acpi=off";
 /// A shell on the serial console, whose prompt is [`PROMPT`].
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
@@ -67,8 +65,8 @@ impl Devices for Board {
         // The register of the watchdog; to be petted is all that it wants.
     }
 
-    fn area(&mut self, op: &mut kvm_x86_msr_op) {
-        self.served.answer(op);
+    fn area(&mut self, request: Request) -> Answer {
+        self.served.answer(request)
     }
 }
 
@@ -135,11 +133,7 @@ impl Guest {
 
     /// Waits for `text` on the console, and returns what precedes it.
     fn wait_for(&mut self, text: &str) -> Result<String> {
-        match self
-            .machine
-            .output()
-            .wait_for(text, self.seen, PATIENCE)
-        {
+        match self.machine.output().wait_for(text, self.seen, PATIENCE) {
             Some((before, end)) => {
                 self.seen = end;
                 Ok(before)

@@ -8,12 +8,14 @@
 //! | `served.rs` | the areas, and what is in them |
 //! | `watch.rs` | the heartbeat over time |
 //! | `transfer.rs` | the guest goes on in another process |
+//! | `torture.rs` | the guest where it does not get what it wants |
 //! | `report.rs` | the table and the chart |
 
 pub mod demo;
 mod guest;
 mod report;
 mod served;
+pub mod torture;
 pub mod transfer;
 mod watch;
 

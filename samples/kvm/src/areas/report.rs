@@ -4,7 +4,10 @@
 use std::{fmt::Write, path::Path, time::Duration};
 
 use anyhow::{anyhow, ensure, Context, Result};
-use plotters::prelude::*;
+use plotters::{
+    prelude::*,
+    style::text_anchor::{HPos, Pos, VPos},
+};
 
 use crate::areas::{
     served::{Beats, Memory, Remains},
@@ -16,19 +19,13 @@ pub struct Cost {
     pub what: &'static str,
     pub beats: u64,
     pub exits: u64,
+    /// Those of the exits that go on to the VMM.
     pub mmio_exits: u64,
-    /// What the guest would have had in that time without a heartbeat.
-    pub idle_exits: u64,
 }
 
 impl Cost {
-    fn exits_per_beat(&self) -> Option<f64> {
-        let exits = self.exits as f64 - self.idle_exits as f64;
-        (self.beats > 0).then(|| exits / self.beats as f64)
-    }
-
-    fn mmio_exits_per_beat(&self) -> Option<f64> {
-        (self.beats > 0).then(|| self.mmio_exits as f64 / self.beats as f64)
+    fn per_beat(&self, exits: u64) -> Option<f64> {
+        (self.beats > 0).then(|| exits as f64 / self.beats as f64)
     }
 }
 
@@ -65,7 +62,7 @@ impl Report {
                 _ => continue,
             };
             let found = cost
-                .mmio_exits_per_beat()
+                .per_beat(cost.mmio_exits)
                 .with_context(|| format!("{}: no beat", cost.what))?;
             ensure!(
                 expected.contains(&found),
@@ -111,9 +108,7 @@ impl Report {
 
 /// Everything in words.
 pub fn text(report: &Report) -> String {
-    let mut text = String::from(
-        "heartbeat        beats    exits   a beat   to the VMM   a beat\n",
-    );
+    let mut text = String::from("heartbeat        beats    exits   a beat   to the VMM   a beat\n");
     let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
     // Writing to a String does not fail.
     for cost in &report.costs {
@@ -123,13 +118,13 @@ pub fn text(report: &Report) -> String {
             cost.what,
             cost.beats,
             cost.exits,
-            ratio(cost.exits_per_beat()),
+            ratio(cost.per_beat(cost.exits)),
             cost.mmio_exits,
-            ratio(cost.mmio_exits_per_beat()),
+            ratio(cost.per_beat(cost.mmio_exits)),
         );
     }
     text.push_str(
-        "\nexits a beat: without those that the guest has without a heartbeat; the timer has some of its own\n\n",
+        "\nexits: of the vCPU, in the same time; an idle guest has some of its own, and a timer has\n\n",
     );
     for hang in &report.hangs {
         let _ = writeln!(
@@ -199,7 +194,11 @@ fn draw(report: &Report, drawing: &mut String) -> Result<(), Box<dyn std::error:
             .collect()
     };
     let curves = [
-        ("timer: the guest takes interrupts", curve(|b| b.timer), TIMER),
+        (
+            "timer: the guest takes interrupts",
+            curve(|b| b.timer),
+            TIMER,
+        ),
         ("task: ordinary tasks run", curve(|b| b.task), TASK),
     ];
     let (time, beats) = curves
@@ -223,6 +222,7 @@ fn draw(report: &Report, drawing: &mut String) -> Result<(), Box<dyn std::error:
         .axis_desc_style((FONT, 14))
         .x_desc("seconds")
         .y_desc("beats")
+        .y_label_formatter(&|beats| format!("{beats:.0}"))
         .draw()?;
     for hang in &report.hangs {
         let (start, end) = (hang.at.as_secs_f64(), (hang.at + hang.time).as_secs_f64());
@@ -232,7 +232,7 @@ fn draw(report: &Report, drawing: &mut String) -> Result<(), Box<dyn std::error:
         )])?;
         chart.draw_series([Text::new(
             format!("no {}", hang.what),
-            (start, beats * 1.02),
+            (start + time * 0.005, beats * 1.03),
             (FONT, 13),
         )])?;
     }
@@ -245,8 +245,8 @@ fn draw(report: &Report, drawing: &mut String) -> Result<(), Box<dyn std::error:
     ))?;
     chart.draw_series([Text::new(
         "to another process",
-        (moved, beats * 0.1),
-        (FONT, 13),
+        (moved - time * 0.005, beats * 1.03),
+        (FONT, 13).into_font().pos(Pos::new(HPos::Right, VPos::Top)),
     )])?;
     for (label, curve, color) in &curves {
         let color = *color;
@@ -265,7 +265,7 @@ fn draw(report: &Report, drawing: &mut String) -> Result<(), Box<dyn std::error:
     chart.draw_series(end)?;
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(SeriesLabelPosition::LowerRight)
         .label_font((FONT, 14))
         .background_style(WHITE.mix(0.85))
         .border_style(RGBColor(0xcc, 0xcc, 0xcc))

@@ -12,17 +12,11 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use kvm_memory_uapi::{Answer, Area, Request};
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::{
-    areas::layout::{self, Heartbeat, Pressure, Record, LOG_SIZE, REASON_SIZE},
-    linux::area_uapi::{
-        kvm_x86_msr_op, KVM_MEM_AREA_BAD_ALIGNMENT, KVM_MEM_AREA_BAD_SIZE,
-        KVM_MEM_AREA_NOT_REGISTERED, KVM_MEM_AREA_OK, KVM_MEM_AREA_UNKNOWN_TYPE,
-        MSR_KVM_REGISTER_MEM_AREA, MSR_KVM_UNREGISTER_MEM_AREA,
-    },
-};
+use crate::areas::layout::{self, Heartbeat, Pressure, Record, LOG_SIZE, REASON_SIZE};
 
 /// The base of each area that is registered, by its type.
 pub type Bases = BTreeMap<u32, u64>;
@@ -30,63 +24,79 @@ pub type Bases = BTreeMap<u32, u64>;
 /// The guest's areas, for the vCPU thread that registers them and the thread that
 /// reads them. At most one of each type: a second one replaces the first.
 #[derive(Clone, Default)]
-pub struct Served(Arc<Mutex<Bases>>);
+pub struct Served(Arc<Mutex<Areas>>);
+
+#[derive(Default)]
+struct Areas {
+    bases: Bases,
+    /// Types that the guest may not have.
+    refused: Vec<u32>,
+}
 
 impl Served {
     /// Areas that were registered before, in a VM that is restored.
     pub fn restored(bases: Bases) -> Served {
-        Served(Arc::new(Mutex::new(bases)))
+        Served(Arc::new(Mutex::new(Areas {
+            bases,
+            ..Default::default()
+        })))
     }
 
     pub fn bases(&self) -> Bases {
-        self.lock().clone()
+        self.lock().bases.clone()
     }
 
-    /// Answers the guest's command.
-    pub fn answer(&self, op: &mut kvm_x86_msr_op) {
-        let result = match op.index {
-            MSR_KVM_REGISTER_MEM_AREA => self.register(op),
-            MSR_KVM_UNREGISTER_MEM_AREA if op.msr_data == 0 => {
-                self.lock().clear();
-                KVM_MEM_AREA_OK
+    /// Refuses these types from now on.
+    pub fn refuse(&self, types: Vec<u32>) {
+        self.lock().refused = types;
+    }
+
+    /// Does what the guest asks.
+    pub fn answer(&self, request: Request) -> Answer {
+        match request {
+            Request::Register(area) => self.register(area),
+            Request::Unregister(area) => self.unregister(area),
+            Request::UnregisterAll => {
+                self.lock().bases.clear();
+                Answer::Done
             }
-            MSR_KVM_UNREGISTER_MEM_AREA => self.unregister(op),
-            // No other MSR leads here.
-            _ => return,
-        };
-        op.result = result as u8;
+        }
     }
 
-    fn register(&self, op: &kvm_x86_msr_op) -> u32 {
-        let Some(size) = size_of_type(op.type_) else {
-            return KVM_MEM_AREA_UNKNOWN_TYPE;
+    fn register(&self, area: Area) -> Answer {
+        let Some(size) = size_of_type(area.kind) else {
+            return Answer::UnknownType;
         };
-        if op.size as usize != size {
-            return KVM_MEM_AREA_BAD_SIZE;
+        if area.size as usize != size {
+            return Answer::BadSize;
         }
         // Integers are read atomically.
-        if op.base % size_of::<u64>() as u64 != 0 {
-            return KVM_MEM_AREA_BAD_ALIGNMENT;
+        if area.guest_phys_addr % size_of::<u64>() as u64 != 0 {
+            return Answer::BadAlignment;
         }
-        self.lock().insert(op.type_, op.base);
-        KVM_MEM_AREA_OK
+        let mut areas = self.lock();
+        if areas.refused.contains(&area.kind) {
+            return Answer::Denied;
+        }
+        areas.bases.insert(area.kind, area.guest_phys_addr);
+        Answer::Done
     }
 
-    fn unregister(&self, op: &kvm_x86_msr_op) -> u32 {
-        let mut bases = self.lock();
-        if bases.get(&op.type_) != Some(&op.base) {
-            return KVM_MEM_AREA_NOT_REGISTERED;
+    fn unregister(&self, area: Area) -> Answer {
+        let mut areas = self.lock();
+        if areas.bases.get(&area.kind) != Some(&area.guest_phys_addr) {
+            return Answer::NotRegistered;
         }
-        bases.remove(&op.type_);
-        KVM_MEM_AREA_OK
+        areas.bases.remove(&area.kind);
+        Answer::Done
     }
 
     /// The field at `offset` of the guest's area of this type.
     fn load(&self, memory: &GuestMemoryMmap, kind: u32, offset: usize) -> Result<Option<u64>> {
         // Held until the read is over: an area that the guest has unregistered is
         // not read.
-        let bases = self.lock();
-        let Some(base) = bases.get(&kind) else {
+        let areas = self.lock();
+        let Some(base) = areas.bases.get(&kind) else {
             return Ok(None);
         };
         let address = GuestAddress(base.wrapping_add(offset as u64));
@@ -103,8 +113,8 @@ impl Served {
         offset: usize,
         bytes: &mut [u8],
     ) -> Result<()> {
-        let bases = self.lock();
-        if let Some(base) = bases.get(&kind) {
+        let areas = self.lock();
+        if let Some(base) = areas.bases.get(&kind) {
             memory
                 .read_slice(bytes, GuestAddress(base.wrapping_add(offset as u64)))
                 .with_context(|| format!("the area {kind:#x} is not memory any more"))?;
@@ -112,8 +122,8 @@ impl Served {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Bases> {
-        // Every change of the map is a single call, so a panic cannot leave one
+    fn lock(&self) -> MutexGuard<'_, Areas> {
+        // Every change is a single call, so a panic cannot leave one
         // unfinished.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -251,61 +261,43 @@ pub struct Panic {
 mod tests {
     use super::*;
 
-    fn op(index: u32, kind: u32, base: u64, size: usize) -> kvm_x86_msr_op {
-        kvm_x86_msr_op {
-            msr_data: 0x1000,
-            index,
-            base,
+    fn area(kind: u32, guest_phys_addr: u64, size: usize) -> Area {
+        Area {
+            guest_phys_addr,
             size: size as u32,
-            type_: kind,
-            ..Default::default()
+            kind,
         }
-    }
-
-    fn answer(served: &Served, mut op: kvm_x86_msr_op) -> u32 {
-        op.result = 0xff;
-        served.answer(&mut op);
-        op.result.into()
     }
 
     #[test]
     fn areas_are_registered_replaced_and_unregistered() {
         let served = Served::default();
-        let size = size_of::<Heartbeat<u64>>();
-        let register = |base| op(MSR_KVM_REGISTER_MEM_AREA, layout::HEARTBEAT, base, size);
-        let unregister = |base| op(MSR_KVM_UNREGISTER_MEM_AREA, layout::HEARTBEAT, base, size);
-        assert_eq!(answer(&served, unregister(0x1000)), KVM_MEM_AREA_NOT_REGISTERED);
-        assert_eq!(answer(&served, register(0x1000)), KVM_MEM_AREA_OK);
-        assert_eq!(answer(&served, register(0x2000)), KVM_MEM_AREA_OK);
-        assert_eq!(answer(&served, unregister(0x1000)), KVM_MEM_AREA_NOT_REGISTERED);
+        let heartbeat = |base| area(layout::HEARTBEAT, base, size_of::<Heartbeat<u64>>());
+        let register = |base| served.answer(Request::Register(heartbeat(base)));
+        let unregister = |base| served.answer(Request::Unregister(heartbeat(base)));
+        assert_eq!(unregister(0x1000), Answer::NotRegistered);
+        assert_eq!(register(0x1000), Answer::Done);
+        assert_eq!(register(0x2000), Answer::Done);
+        assert_eq!(unregister(0x1000), Answer::NotRegistered);
         assert_eq!(served.bases(), [(layout::HEARTBEAT, 0x2000)].into());
-        assert_eq!(answer(&served, unregister(0x2000)), KVM_MEM_AREA_OK);
+        assert_eq!(unregister(0x2000), Answer::Done);
         assert_eq!(served.bases(), Bases::new());
 
-        assert_eq!(answer(&served, register(0x1000)), KVM_MEM_AREA_OK);
-        let mut all = op(MSR_KVM_UNREGISTER_MEM_AREA, 0, 0, 0);
-        all.msr_data = 0;
-        assert_eq!(answer(&served, all), KVM_MEM_AREA_OK);
+        assert_eq!(register(0x1000), Answer::Done);
+        assert_eq!(served.answer(Request::UnregisterAll), Answer::Done);
         assert_eq!(served.bases(), Bases::new());
     }
 
     #[test]
     fn bad_areas_are_refused() {
         let served = Served::default();
-        for (op, refusal) in [
-            (op(MSR_KVM_REGISTER_MEM_AREA, 0x8000_0000, 0, 8), KVM_MEM_AREA_UNKNOWN_TYPE),
-            (op(MSR_KVM_REGISTER_MEM_AREA, layout::HEARTBEAT, 0, 8), KVM_MEM_AREA_BAD_SIZE),
-            (
-                op(
-                    MSR_KVM_REGISTER_MEM_AREA,
-                    layout::HEARTBEAT,
-                    4,
-                    size_of::<Heartbeat<u64>>(),
-                ),
-                KVM_MEM_AREA_BAD_ALIGNMENT,
-            ),
+        let size = size_of::<Heartbeat<u64>>();
+        for (area, refusal) in [
+            (area(0x8000_0000, 0, size), Answer::UnknownType),
+            (area(layout::HEARTBEAT, 0, size + 8), Answer::BadSize),
+            (area(layout::HEARTBEAT, 4, size), Answer::BadAlignment),
         ] {
-            assert_eq!(answer(&served, op), refusal);
+            assert_eq!(served.answer(Request::Register(area)), refusal);
         }
         assert_eq!(served.bases(), Bases::new());
     }
@@ -313,7 +305,8 @@ mod tests {
     #[test]
     fn contents_are_read_where_the_guest_has_them() -> Result<()> {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
-        let served = Served::restored([(layout::HEARTBEAT, 0x1000), (layout::RECORD, 0x2000)].into());
+        let served =
+            Served::restored([(layout::HEARTBEAT, 0x1000), (layout::RECORD, 0x2000)].into());
         assert_eq!(served.memory(&memory)?, None);
 
         memory.write_obj(7u64, GuestAddress(0x1008))?;

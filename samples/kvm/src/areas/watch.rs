@@ -105,12 +105,19 @@ mod tests {
 
     #[test]
     fn a_stall_ends_with_a_beat_or_with_the_samples() {
-        let samples: Vec<_> = [(0, 1, 1), (1, 2, 1), (2, 3, 1), (3, 4, 2), (4, 4, 3), (5, 4, 4)]
-            .map(|(second, timer, task)| Sample {
-                at: Duration::from_secs(second),
-                beats: Beats { timer, task },
-            })
-            .into();
+        let samples: Vec<_> = [
+            (0, 1, 1),
+            (1, 2, 1),
+            (2, 3, 1),
+            (3, 4, 2),
+            (4, 4, 3),
+            (5, 4, 4),
+        ]
+        .map(|(second, timer, task)| Sample {
+            at: Duration::from_secs(second),
+            beats: Beats { timer, task },
+        })
+        .into();
         assert_eq!(
             stalls(&samples),
             Stalls {

@@ -93,7 +93,8 @@ impl Initramfs {
 
     /// Headers and contents start at multiples of 4.
     fn pad(&mut self) {
-        self.archive.resize(self.archive.len().next_multiple_of(4), 0);
+        self.archive
+            .resize(self.archive.len().next_multiple_of(4), 0);
     }
 }
 

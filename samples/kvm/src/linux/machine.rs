@@ -22,16 +22,15 @@ use kvm_bindings::{
     KVM_PIT_SPEAKER_DUMMY,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
-use kvm_memory_uapi::{Counter, Stats};
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion,
+use kvm_memory_uapi::{
+    offer_areas, Answer, Counter, Request, Stats, VcpuFdAreaExt, VmFdMemoryExt, MSR_OP_EXIT,
 };
+use vm_memory::{FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
     kick::{kick, ImmediateExit},
     linux::{
-        area_uapi::{kvm_x86_msr_op, AreaExt, KVM_EXIT_X86_MSR_OP, KVM_FEATURE_MEM_AREA},
         boot,
         console::{self, uart, Output, Uart},
     },
@@ -47,16 +46,13 @@ const CMOS_DATA: u16 = 0x71;
 const TSS: usize = 0xfffb_d000;
 const IDENTITY_MAP: u64 = 0xfffb_c000;
 
-/// KVM's leaf of feature bits.
-const CPUID_KVM_FEATURES: u32 = 0x4000_0001;
-
 /// What the machine has beside the PC's devices.
 pub trait Devices: Send + 'static {
     /// The guest wrote to an address without memory.
     fn mmio_write(&mut self, gpa: u64, bytes: &[u8]);
 
-    /// The guest registers or unregisters an area; the answer goes into `op`.
-    fn area(&mut self, op: &mut kvm_x86_msr_op);
+    /// The guest registers or unregisters an area.
+    fn area(&mut self, request: Request) -> Answer;
 }
 
 /// How a guest ended.
@@ -172,11 +168,14 @@ pub fn new_vm(kvm: &Kvm, memory: &GuestMemoryMmap, areas: bool) -> Result<(VmFd,
     Ok((vm, vcpu))
 }
 
-/// What KVM can emulate, for a machine with one processor.
+/// What KVM can emulate, for a machine with one processor. A guest with `areas` has steal
+/// time by an area only: Linux uses the MSR where it finds the bit for it.
 fn cpuid(kvm: &Kvm, areas: bool) -> Result<CpuId> {
     const TSC_DEADLINE: u32 = 1 << 24;
     const APIC_ID: u32 = 0xff << 24;
     const LOGICAL_PROCESSORS: u32 = 0xff << 16;
+    const KVM_FEATURES: u32 = 0x4000_0001;
+    const STEAL_TIME: u32 = 1 << 5;
 
     let mut cpuid = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -193,9 +192,12 @@ fn cpuid(kvm: &Kvm, areas: bool) -> Result<CpuId> {
             // x2APIC ids.
             0xb | 0x1f => leaf.edx = 0,
             0x8000_001e => leaf.eax = 0,
-            CPUID_KVM_FEATURES if areas => leaf.eax |= 1 << KVM_FEATURE_MEM_AREA,
+            KVM_FEATURES if areas => leaf.eax &= !STEAL_TIME,
             _ => {}
         }
+    }
+    if areas {
+        ensure!(offer_areas(&mut cpuid), "KVM has no leaf for its features");
     }
     Ok(cpuid)
 }
@@ -401,11 +403,8 @@ impl<D: Devices> Vcpu<D> {
             Ok(VcpuExit::IoIn(_, bytes) | VcpuExit::MmioRead(_, bytes)) => bytes.fill(0xff),
             Ok(VcpuExit::IoOut(..)) => {}
             Ok(VcpuExit::MmioWrite(gpa, bytes)) => self.devices.mmio_write(gpa, bytes),
-            Ok(VcpuExit::Unsupported(KVM_EXIT_X86_MSR_OP)) => {
-                let op = (&raw mut self.fd.get_kvm_run().__bindgen_anon_1).cast();
-                // SAFETY: for this exit the union holds this struct, and the vCPU
-                // does not run.
-                self.devices.area(unsafe { &mut *op });
+            Ok(VcpuExit::Unsupported(MSR_OP_EXIT)) => {
+                self.fd.serve_area(|request| self.devices.area(request));
             }
             Ok(VcpuExit::Shutdown) => return Step::End(End::TripleFault),
             Err(e) if e.errno() == libc::EINTR => return Step::Interrupted,

@@ -9,7 +9,6 @@
 //! | `console.rs` | the serial port |
 //! | `state.rs` | the machine's state, for another process |
 
-pub mod area_uapi;
 pub mod boot;
 pub mod console;
 pub mod initramfs;
