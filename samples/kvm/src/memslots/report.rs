@@ -202,6 +202,21 @@ fn label(outcome: &Outcome, curve: Curve) -> String {
     format!("({}) {}, {end}", outcome.method.letter(), outcome.method)
 }
 
+/// Points that are at least `distance` apart, and the last one: more are not seen.
+fn thinned(points: &[(f64, f64)], distance: f64) -> Vec<(f64, f64)> {
+    let mut thinned: Vec<(f64, f64)> = Vec::new();
+    for &point in points {
+        if thinned
+            .last()
+            .is_none_or(|last| point.0 - last.0 >= distance)
+        {
+            thinned.push(point);
+        }
+    }
+    thinned.extend(points.last());
+    thinned
+}
+
 fn draw_chart(
     outcomes: &[&Outcome],
     curve: Curve,
@@ -254,7 +269,7 @@ fn draw_chart(
         let color = color(outcome.method);
         chart
             .draw_series(LineSeries::new(
-                points.iter().copied(),
+                thinned(points, time / 1000.0),
                 color.stroke_width(2),
             ))?
             .label(label(outcome, curve))
@@ -343,6 +358,15 @@ mod tests {
         let dead = outcome(Method::Single, &[5, 10, 10, 10], Some("of an exception"));
         assert_eq!(points(&dead, Curve::Window), [(0.0, 0.0), (1.0, 5.0)]);
         assert_eq!(points(&dead, Curve::Bystander), [(0.0, 0.0), (1.0, 10.0)]);
+    }
+
+    #[test]
+    fn a_thinned_curve_has_the_same_ends() {
+        let points: Vec<_> = (0..=100).map(|i| (f64::from(i), 1.0)).collect();
+        let thinned = thinned(&points, 30.0);
+        let times: Vec<_> = thinned.iter().map(|point| point.0).collect();
+        assert_eq!(times, [0.0, 30.0, 60.0, 90.0, 100.0]);
+        assert_eq!(super::thinned(&[], 1.0), []);
     }
 
     #[test]

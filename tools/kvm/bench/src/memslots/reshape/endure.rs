@@ -83,6 +83,8 @@ pub struct Endured {
     pub huge: bool,
     /// By operation. A fault counts for the list at whose end it is first seen.
     pub counts: Vec<(Operation, Counts)>,
+    /// Mappings of 2 MiB that the guest had before the lists and after them.
+    pub huge_pages: (u64, u64),
     /// Pages to which the guest has written meanwhile.
     pub steps: u64,
 }
@@ -92,6 +94,7 @@ struct Counters {
     windows: Counter,
     invalid_copies: Counter,
     gone_pages: Counter,
+    huge_pages: Counter,
 }
 
 impl Counters {
@@ -106,6 +109,7 @@ impl Counters {
             windows: counter("memslot_windows")?,
             invalid_copies: counter("memslot_invalid_copies")?,
             gone_pages: counter("memslot_gone_pages")?,
+            huge_pages: counter("pages_2m")?,
         })
     }
 
@@ -130,6 +134,7 @@ pub fn endure(kvm: &Kvm, huge: bool, lists: usize) -> Result<Endured> {
     let (used, all) = (CASE.size, CASE.size + MORE);
 
     let mut counts = Operation::ALL.map(|operation| (operation, Counts::default()));
+    let huge_before = counters.huge_pages.read()?;
     let mut before = counters.read(&guest)?;
     let mut steps_before = guest.steps();
     let mut steps = 0;
@@ -159,10 +164,12 @@ pub fn endure(kvm: &Kvm, huge: bool, lists: usize) -> Result<Endured> {
     guest.wait_for_sweep(&guest.steps(), &mut || ())?;
     let [.., (_, last)] = &mut counts;
     last.add(before, counters.read(&guest)?);
+    let huge_after = counters.huge_pages.read()?;
     guest.finish()?;
     Ok(Endured {
         huge,
         counts: counts.into(),
+        huge_pages: (huge_before, huge_after),
         steps,
     })
 }

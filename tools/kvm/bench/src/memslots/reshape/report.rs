@@ -217,6 +217,7 @@ pub fn endurance(endured: &[Endured]) -> Result<String> {
     for Endured {
         huge,
         counts,
+        huge_pages,
         steps,
     } in endured
     {
@@ -239,7 +240,11 @@ pub fn endurance(endured: &[Endured]) -> Result<String> {
                 counts.gone_pages
             )?;
         }
-        writeln!(out)?;
+        let (before, after) = huge_pages;
+        writeln!(
+            out,
+            "mappings of 2 MiB before and after: {before}, {after}\n"
+        )?;
     }
     Ok(out)
 }
@@ -486,6 +491,7 @@ mod tests {
             [Endured {
                 huge: false,
                 counts: vec![(operation, counts)],
+                huge_pages: (0, 0),
                 steps: MIB,
             }]
         };
