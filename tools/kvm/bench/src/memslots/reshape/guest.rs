@@ -198,13 +198,13 @@ impl<'a> Guest<'a> {
     }
 
     /// Waits until each vCPU has written to every page of its share since `before`.
-    /// Returns for each vCPU how long it took from now. Calls `meanwhile` again and
-    /// again until then.
+    /// Returns for each vCPU how long it took from now, and the number of pages to which
+    /// it then had written. Calls `meanwhile` again and again until all have.
     pub fn wait_for_sweep(
         &self,
         before: &[u32],
         meanwhile: &mut impl FnMut(),
-    ) -> Result<Vec<Duration>> {
+    ) -> Result<Vec<(Duration, u32)>> {
         let start = Instant::now();
         let mut ends = vec![None; before.len()];
         let mut progress = (self.steps(), Duration::ZERO);
@@ -215,7 +215,7 @@ impl<'a> Guest<'a> {
                 // The page in progress may have been begun before.
                 let since = steps[vcpu].wrapping_sub(before[vcpu]);
                 if u64::from(since) > share(self.case, vcpu as u8).1 {
-                    end.get_or_insert(now);
+                    end.get_or_insert((now, steps[vcpu]));
                 }
             }
             meanwhile();

@@ -2,11 +2,10 @@
 
 //! Updates of a running guest, one at a time, and what each of them costs it.
 
-use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, Result};
+use anyhow::Result;
 use kvm_ioctls::Kvm;
 use kvm_memory_uapi::RegionList;
 
@@ -18,6 +17,14 @@ use crate::populate::memory::Memory;
 /// without an update: the longer one waits, the longer is the longest stall.
 const WINDOW: Duration = Duration::from_millis(50);
 
+/// What a vCPU did from the start of an update until, after its end, the vCPU had
+/// written to all of its memory.
+pub struct Sweep {
+    pub time: Duration,
+    /// Pages to which it wrote in that time, during the update or after it.
+    pub pages: u32,
+}
+
 /// What one update did to the guest. At rest, what happens without one.
 pub struct Sample {
     /// Time of the update itself.
@@ -25,9 +32,8 @@ pub struct Sample {
     /// Each vCPU's longest time for one page, from the start of the update to
     /// [`WINDOW`] after its end.
     pub stalls: Vec<Duration>,
-    /// For each vCPU, the time from the start of the update until it has written to
-    /// all of its memory.
-    pub sweeps: Vec<Duration>,
+    /// Of each vCPU.
+    pub sweeps: Vec<Sweep>,
     /// Page faults in that time.
     pub faults: u64,
 }
@@ -35,7 +41,8 @@ pub struct Sample {
 impl Sample {
     /// The time until all vCPUs have written to all of their memory.
     pub fn all(&self) -> Duration {
-        self.sweeps.iter().copied().max().unwrap_or_default()
+        let times = self.sweeps.iter().map(|sweep| sweep.time);
+        times.max().unwrap_or_default()
     }
 }
 
@@ -64,37 +71,32 @@ fn sample(guest: &mut Guest<'_>, method: Method) -> Result<Sample> {
         Method::Rest => RegionList::new(),
         _ => guest.slots.split_or_merge()?,
     };
-    let guest = &*guest;
     let faults = guest.faults()?;
     guest.take_longest();
     let before = guest.steps();
-    // Set by the thread that updates, so that this one can watch the vCPUs.
-    let updated = OnceLock::new();
-    thread::scope(|scope| {
-        let updater = scope.spawn(|| {
-            let time = guest.update(&list, method);
-            updated.get_or_init(Instant::now);
-            time
-        });
-        let in_window = || updated.get().is_none_or(|end| end.elapsed() < WINDOW);
-        let mut stalls = None;
-        let sweeps = guest.wait_for_sweep(&before, &mut || {
-            if !in_window() {
-                stalls.get_or_insert_with(|| guest.take_longest());
-            }
-        });
-        let update = updater
-            .join()
-            .map_err(|_| anyhow!("the thread that updates memslots panicked"))??;
-        let sweeps = sweeps?;
-        while stalls.is_none() && in_window() {
-            thread::sleep(Duration::from_millis(1));
+    let update = guest.update(&list, method)?;
+
+    let updated = Instant::now();
+    let mut stalls = None;
+    // Pages that a vCPU wrote to before the update was over do not count: a paused
+    // vCPU may have written to all of them before it was paused.
+    let ends = guest.wait_for_sweep(&guest.steps(), &mut || {
+        if updated.elapsed() >= WINDOW {
+            stalls.get_or_insert_with(|| guest.take_longest());
         }
-        Ok(Sample {
-            update,
-            stalls: stalls.unwrap_or_else(|| guest.take_longest()),
-            sweeps,
-            faults: guest.faults()? - faults,
-        })
+    })?;
+    let stalls = stalls.unwrap_or_else(|| {
+        thread::sleep(WINDOW.saturating_sub(updated.elapsed()));
+        guest.take_longest()
+    });
+    let sweep = |(before, (time, steps)): (&u32, (Duration, u32))| Sweep {
+        time: update + time,
+        pages: steps.wrapping_sub(*before),
+    };
+    Ok(Sample {
+        update,
+        stalls,
+        sweeps: before.iter().zip(ends).map(sweep).collect(),
+        faults: guest.faults()? - faults,
     })
 }

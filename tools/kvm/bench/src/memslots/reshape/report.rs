@@ -14,7 +14,7 @@ use plotters::prelude::*;
 
 use super::case::{Case, Method};
 use super::endure::{Counts, Endured, Operation};
-use super::measure::Sample;
+use super::measure::{Sample, Sweep};
 use crate::figures::{digits, draw_legend, times, Spread};
 
 /// All samples, those of all rounds together. Times are in milliseconds.
@@ -27,8 +27,8 @@ struct Figures {
     update: Vec<f64>,
     /// For each vCPU.
     stall: Vec<f64>,
-    /// For each vCPU: by how much longer it takes to write to all of its memory than
-    /// at rest. Below 0 if it happens to take less time.
+    /// For each vCPU: by how much longer it takes than at rest to write to as many
+    /// pages. Below 0 if it happens to take less time.
     lost: Vec<f64>,
     /// Time until all vCPUs have written to all of their memory.
     all: Vec<f64>,
@@ -53,17 +53,18 @@ impl Results {
         let rest: Vec<_> = samples
             .iter()
             .filter(|(method, _)| *method == Method::Rest)
-            .flat_map(|(_, sample)| sample.sweeps.iter().copied().map(ms))
+            .flat_map(|(_, sample)| &sample.sweeps)
+            .map(|sweep| ms(sweep.time) / f64::from(sweep.pages))
             .collect();
-        let rest = quantile(&rest, 0.5).context("no samples at rest")?;
+        let page = quantile(&rest, 0.5).context("no samples at rest")?;
         for (method, sample) in samples {
             let figures = self.0.entry((case, method)).or_default();
             figures.update.push(ms(sample.update));
             figures.all.push(ms(sample.all()));
             figures.faults.push(sample.faults as f64);
             figures.stall.extend(sample.stalls.into_iter().map(ms));
-            let sweeps = sample.sweeps.into_iter().map(ms);
-            figures.lost.extend(sweeps.map(|sweep| sweep - rest));
+            let lost = |sweep: Sweep| ms(sweep.time) - f64::from(sweep.pages) * page;
+            figures.lost.extend(sample.sweeps.into_iter().map(lost));
         }
         Ok(())
     }
@@ -141,7 +142,7 @@ pub fn table(results: &Results, rounds: u32) -> Result<String> {
 
     writeln!(
         out,
-        "\nLost progress: by how much longer a vCPU takes to write to all of its memory than at rest\n\
+        "\nLost progress: by how much longer than at rest a vCPU takes to write to all of its memory\n\
          {:>5} {:>5}  {:<21}  {:<21}  {:<21}  {:<23}",
         "", "", "at rest", "C, vCPUs paused", "Rust, one list", "page faults per update"
     )?;
@@ -159,7 +160,7 @@ pub fn table(results: &Results, rounds: u32) -> Result<String> {
         }
         let [_, paused, list] = Method::ALL.map(|m| results.spread((case, m), |f| &f.faults));
         let (paused, list) = (paused?.median, list?.max);
-        writeln!(out, "  {paused:>11} {list:>11}")?;
+        writeln!(out, "  {paused:>11.0} {list:>11}")?;
     }
 
     writeln!(
@@ -390,6 +391,7 @@ fn draw_panel(
         .light_line_style(TRANSPARENT)
         .x_desc(x_desc)
         .y_desc("ms")
+        .y_labels(6)
         .x_label_formatter(&|x| format!("{x}"))
         .y_label_formatter(&|ms| format!("{ms}"))
         .label_style(("sans-serif", 13))
@@ -423,7 +425,12 @@ mod tests {
                     let sample = |update, stall, sweep, faults| Sample {
                         update,
                         stalls: vec![stall; case.vcpus.into()],
-                        sweeps: vec![sweep; case.vcpus.into()],
+                        sweeps: (0..case.vcpus)
+                            .map(|_| Sweep {
+                                time: sweep,
+                                pages: 1000,
+                            })
+                            .collect(),
                         faults,
                     };
                     let stall = Duration::from_millis(1 + u64::from(i == 0));

@@ -83,8 +83,6 @@ struct ImmediateExit(*mut u8);
 
 // SAFETY: all accesses to the byte are atomic.
 unsafe impl Send for ImmediateExit {}
-// SAFETY: as above.
-unsafe impl Sync for ImmediateExit {}
 
 impl ImmediateExit {
     fn set(self, value: bool) {
