@@ -89,6 +89,18 @@ pub struct Endured {
     pub steps: u64,
 }
 
+impl Endured {
+    /// What disturbed a guest that nothing should have disturbed, if anything did: a
+    /// page fault, or a window of a list without pages that go.
+    pub fn disturbance(&self) -> Option<(Operation, Counts)> {
+        let disturbed = |(operation, counts): &&(Operation, Counts)| {
+            let windows = counts.windows + counts.invalid_copies + counts.gone_pages;
+            counts.faults > 0 || (*operation != Operation::Shrink && windows > 0)
+        };
+        self.counts.iter().find(disturbed).copied()
+    }
+}
+
 struct Counters {
     lists: Counter,
     windows: Counter,
@@ -172,4 +184,31 @@ pub fn endure(kvm: &Kvm, huge: bool, lists: usize) -> Result<Endured> {
         huge_pages: (huge_before, huge_after),
         steps,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_list_that_shrinks_may_have_a_window() {
+        let endured = |operation, faults, windows| {
+            let counts = Counts {
+                lists: 5,
+                faults,
+                windows,
+                ..Counts::default()
+            };
+            Endured {
+                huge: false,
+                counts: vec![(operation, counts)],
+                huge_pages: (0, 0),
+                steps: 1,
+            }
+        };
+        assert!(endured(Operation::Split, 0, 0).disturbance().is_none());
+        assert!(endured(Operation::Shrink, 0, 5).disturbance().is_none());
+        assert!(endured(Operation::Shrink, 1, 5).disturbance().is_some());
+        assert!(endured(Operation::Merge, 0, 1).disturbance().is_some());
+    }
 }

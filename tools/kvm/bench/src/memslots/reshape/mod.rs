@@ -11,14 +11,16 @@
 //! | `guest.rs` | the VM, its program, and what can be observed from outside |
 //! | `measure.rs` | stall, lost progress and page faults of single updates |
 //! | `endure.rs` | thousands of lists, one after the other |
-//! | `report.rs` | tables and picture |
+//! | `results.rs`, `report.rs`, `picture.rs` | all samples, tables, picture |
 //! | `run.rs` | all measurements |
 
 mod case;
 mod endure;
 mod guest;
 mod measure;
+mod picture;
 mod report;
+mod results;
 mod run;
 mod slots;
 mod vcpus;

@@ -8,9 +8,11 @@ use anyhow::{bail, Context, Result};
 use kvm_ioctls::Kvm;
 
 use super::case::{cases, updates, Case, Method};
-use super::endure::endure;
+use super::endure::{endure, Endured};
 use super::measure::measure;
-use super::report::{self, Results};
+use super::picture;
+use super::report;
+use super::results::Results;
 use super::vcpus::register_kick;
 use crate::flavour::{load, Flavour};
 use crate::populate::memory::{touch_available, Memory};
@@ -59,12 +61,12 @@ pub fn measure_all(
         }
     }
 
-    print!("{}", report::table(&results, rounds)?);
+    print!("{}", report::tables(&results, rounds)?);
     if let Some(file) = svg {
         let mut name = file.file_stem().unwrap_or_default().to_os_string();
         name.push("-reshape.svg");
         let file = file.with_file_name(name);
-        report::picture(&results, &file).with_context(|| format!("{}", file.display()))?;
+        picture::draw(&results, &file).with_context(|| format!("{}", file.display()))?;
     }
     Ok(())
 }
@@ -85,7 +87,7 @@ pub fn endure_all(quick: bool, kvm_flavour: &Path) -> Result<()> {
         endured.push(endure(&kvm, huge, lists).with_context(|| format!("pages of {pages}"))?);
     }
     print!("{}", report::endurance(&endured)?);
-    if let Some((operation, counts)) = report::disturbance(&endured) {
+    if let Some((operation, counts)) = endured.iter().find_map(Endured::disturbance) {
         bail!("the guest was disturbed: {operation}, {counts:?}");
     }
     Ok(())
