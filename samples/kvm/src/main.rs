@@ -29,7 +29,10 @@
 //! | `main.rs` | the command line |
 //! | `memslots/` | `sample-vmm demo` |
 //! | `populate/` | `sample-vmm populate` |
-//! | `vcpu.rs` | a vCPU in 64-bit mode, for the guests of both |
+//! | `areas/` | `sample-vmm areas`: what Linux in the VM shares with the VMM |
+//! | `linux/` | a machine that boots Linux |
+//! | `vcpu.rs` | a vCPU in 64-bit mode, for the guests of `memslots/` and `populate/` |
+//! | `kick.rs` | how a vCPU leaves `KVM_RUN` for another thread |
 
 // A program has no public items: `pub` is for its other modules.
 #![allow(unreachable_pub)]

@@ -246,7 +246,7 @@ fn draw(report: &Report, drawing: &mut String) -> Result<(), Box<dyn std::error:
     chart.draw_series([Text::new(
         "to another process",
         (moved - time * 0.005, beats * 1.03),
-        (FONT, 13).into_font().pos(Pos::new(HPos::Right, VPos::Top)),
+        TextStyle::from((FONT, 13)).pos(Pos::new(HPos::Right, VPos::Top)),
     )])?;
     for (label, curve, color) in &curves {
         let color = *color;
