@@ -19,7 +19,6 @@
 #define LOG		KVM_MEM_LOG_DIRTY_PAGES
 
 #define NR_PAGES	1024
-#define MAX_ENTRIES	6
 #define NR_SLOTS	4
 #define LOG_WORDS	(NR_PAGES / 64)
 
@@ -118,13 +117,12 @@ static u64 walk(struct test *test, bool write, int first, int end, int step)
 	return vcpu_get_stat(test->vcpu, pf_taken) - faults;
 }
 
-/* Whether the guest may write to a page, and whether that is logged. */
 static const struct slot *slot_of_page(struct test *test, int page)
 {
 	return slot_at(test->slots, NR_SLOTS, window_gpa(page));
 }
 
-/* Whether any of the pages that get dirty does not belong to the slots. */
+/* Has the guest write to the pages that get dirty, as far as it may. */
 static void write_dirty_pages(struct test *test)
 {
 	const struct slot *slot;
@@ -200,19 +198,21 @@ static u64 read_all(struct test *test)
 	return faults;
 }
 
-/* Gives the VM the slots before the list, all of which the guest has mapped. */
+/*
+ * Gives the VM the slots before the list, all of which the guest has mapped.  It
+ * keeps what it has mapped already.
+ */
 static void reset(struct test *test)
 {
-	struct region_entry entries[NR_SLOTS];
+	struct region_entry entries[2 * NR_SLOTS];
 	int i, nr = 0;
 
 	for (i = 0; i < NR_SLOTS; i++)
 		if (test->slots[i].size)
 			entries[nr++] = region_delete(FIRST_ID + i);
-	vm_set_region_entries(test->vm, nr, entries);
 	memset(test->slots, 0, sizeof(test->slots));
 
-	for (i = nr = 0; i < NR_SLOTS; i++) {
+	for (i = 0; i < NR_SLOTS; i++) {
 		if (!test->scenario->before[i].nr)
 			continue;
 		entries[nr] = entry_of(test, i, test->scenario->before[i].at,
@@ -297,10 +297,10 @@ static int sweep(struct test *test)
 	char when[64];
 	u64 faults;
 
+	reset(test);
 	for (nth = 1, failed = true; failed; nth++) {
 		snprintf(when, sizeof(when), "%s, failure %u", test->scenario->name,
 			 nth);
-		reset(test);
 		nr = make_list(test, entries);
 		list = alloc_region_list(nr, entries);
 		r = ioctl_fail_nth(nth, test->vm->fd,
@@ -311,6 +311,7 @@ static int sweep(struct test *test)
 		if (!r) {
 			check_success(test, nr, entries, when);
 			nr_survived += failed;
+			reset(test);
 			continue;
 		}
 		nr_failed++;
