@@ -50,8 +50,8 @@ static u8 *mem;
 static int cpus[2];
 
 static const struct test *test;
-static sem_t ready, create;
-static bool creating, stop;
+static sem_t ready, create, created;
+static bool stop;
 static pid_t faulter_tid;
 
 static void guest_code(bool write)
@@ -120,7 +120,7 @@ static void *run_creator(void *unused)
 			return NULL;
 		vm_set_user_memory_region(vm, HOLE_SLOT, test->flags, HOLE_GPA,
 					  HOLE_SIZE, mem);
-		WRITE_ONCE(creating, false);
+		sem_post(&created);
 	}
 }
 
@@ -169,9 +169,12 @@ static void map_memory(void)
 		r = __vcpu_ioctl(mapper, KVM_PRE_FAULT_MEMORY, &range);
 		TEST_ASSERT(!r || errno == ENOENT || errno == EAGAIN || errno == EINTR,
 			    "KVM_PRE_FAULT_MEMORY failed, errno %d", errno);
-		/* The creator may wait for something that needs this CPU. */
+		/*
+		 * The creator may wait for something that needs this CPU, for
+		 * longer than it takes a slow CPU to wake this thread.
+		 */
 		if (timespec_to_ns(timespec_elapsed(start)) > NSEC_PER_SEC / 10)
-			usleep(100);
+			usleep(5000);
 	}
 }
 
@@ -209,11 +212,9 @@ static void run_test(void)
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	do {
 		stop_faulter();
-		WRITE_ONCE(creating, true);
 		sem_post(&create);
 		map_memory();
-		while (READ_ONCE(creating))
-			usleep(10);
+		sem_wait(&created);
 
 		/* Everything is mapped, so mapping it again must change nothing. */
 		nr_mapped = vm_get_stat(vm, pages_4k);
@@ -267,6 +268,7 @@ int main(void)
 	find_cpus();
 	sem_init(&ready, 0, 0);
 	sem_init(&create, 0, 0);
+	sem_init(&created, 0, 0);
 
 	mem = kvm_mmap(HOLE_SIZE, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS, -1);
