@@ -27,7 +27,8 @@ static inline int __uffd_open(void *mem, size_t size, u64 mode)
 		.mode = mode,
 	};
 	struct uffdio_api api = { .api = UFFD_API };
-	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	/* poll() reports an error for a userfaultfd whose read() blocks. */
+	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
 	TEST_ASSERT(uffd >= 0, "No userfaultfd, errno %d", errno);
 	TEST_ASSERT(!ioctl(uffd, UFFDIO_API, &api) &&
@@ -100,7 +101,7 @@ static inline void uffd_await_fault(int uffd)
 	struct pollfd pollfd = { .fd = uffd, .events = POLLIN };
 	struct uffd_msg msg;
 
-	TEST_ASSERT(poll(&pollfd, 1, 10000) == 1 &&
+	TEST_ASSERT(poll(&pollfd, 1, 60000) == 1 &&
 		    read(uffd, &msg, sizeof(msg)) == sizeof(msg),
 		    "No fault, errno %d", errno);
 }
