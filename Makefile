@@ -60,8 +60,9 @@ selftests: ## our KVM selftests with FLAVOUR
 upstream-selftests: ## upstream's KVM selftests, C against Rust; a verdict that differs fails
 	@$B/selftests.sh upstream
 
-test-intel: ## our KVM selftests, and upstream's about memslots, on Intel's VMX under Bochs, Rust and C
+test-intel: ## our KVM selftests, upstream's about memslots, and the demo, on Intel's VMX under Bochs
 	@$B/selftests.sh intel
+	@FLAVOUR=rust VENDOR=intel $B/program.sh sample-vmm demo --quick
 
 check-configs: ## compile KVM in many configurations, for other architectures too; CONFIGS="rt cfi" takes these only
 	@$B/configs.sh $(CONFIGS)

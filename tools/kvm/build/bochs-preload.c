@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Preloaded into each program that runs in the VM under Bochs.  Bochs lets no
- * interrupt of the host end a guest that KVM entered with RFLAGS.IF = 0, until
- * the guest changes IF: a guest that spins keeps its processor for ever.  KVM's
- * selftests start vCPUs like that.  Let them start with IF = 1; nothing
- * interrupts them, except in tests that set up interrupts.
+ * Preloaded into each program that runs in the VM under Bochs.  On VM entry,
+ * Bochs 3.0 masks interrupts by the guest's RFLAGS.IF before it takes note that
+ * it is in a guest, where the control "external-interrupt exiting" has
+ * interrupts exit whatever IF is.  They stay masked until the guest changes IF:
+ * a guest that KVM enters with IF = 0, and that spins, keeps its processor for
+ * ever.  KVM's selftests start vCPUs like that.  Let them start with IF = 1;
+ * nothing interrupts them, except in tests that set up interrupts.
  */
 #include <dlfcn.h>
 #include <linux/kvm.h>

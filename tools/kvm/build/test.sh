@@ -50,10 +50,12 @@ step "demo, short" env FLAVOUR=rust "$here/program.sh" sample-vmm demo --quick
 # shellcheck disable=SC2016  # the VM has the variable
 step "Linux shares memory areas" env FLAVOUR=rust "$here/program.sh" sample-vmm areas --quick \
 	--kernel '$KVM_MODULES/rust/bzImage' --module '$KVM_MODULES/rust/kvm_areas.ko'
+step "selftests on Intel's VMX, a few" "$here/selftests.sh" intel-short
 step "kernel with debug checks" "$here/kernel.sh" debug
 step "selftests on the debug kernel" env FLAVOUR=debug "$here/selftests.sh" ours
 if [[ ${1:-} == all ]]; then
 	step "selftests on Intel's VMX" "$here/selftests.sh" intel
+	step "demo on Intel's VMX, short" env FLAVOUR=rust VENDOR=intel "$here/program.sh" sample-vmm demo --quick
 	step "KVM in many configurations" "$here/configs.sh"
 	step "each commit of the series" env BUILD=1 "${git_identity[@]}" "$here/series.sh"
 fi
