@@ -514,7 +514,11 @@ impl<V: View> Checker<'_, V> {
         let neighbours = [self.bound.before(rank), self.bound.after(rank)];
         for rank in neighbours.into_iter().flatten() {
             let other = self.by_file[rank] as usize;
-            if self.view.memfd(other).is_ok_and(|other| other.overlaps(pages)) {
+            if self
+                .view
+                .memfd(other)
+                .is_ok_and(|other| other.overlaps(pages))
+            {
                 return Err(Error::Exists);
             }
         }

@@ -268,7 +268,9 @@ impl<'vm> Items<'vm> {
             if logs_late && asked && ends {
                 // The last writes would be logged in the new slot, which has no log.
                 let as_id = old.map_or(0, |old| old.id().as_id);
-                reshape.taken.push(shared.write_access(as_id), GFP_KERNEL_ACCOUNT)?;
+                reshape
+                    .taken
+                    .push(shared.write_access(as_id), GFP_KERNEL_ACCOUNT)?;
             }
             if let Some(Item::Create { new }) = self.0.get_mut(shared.new) {
                 new.clear_dirty(shared.gfns);

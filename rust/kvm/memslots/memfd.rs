@@ -116,7 +116,10 @@ impl Memfds {
 
     /// Returns the number of entries that name pages of a guest_memfd.
     pub(super) fn len(&self) -> usize {
-        self.named.iter().filter(|named| named.pages.is_ok()).count()
+        self.named
+            .iter()
+            .filter(|named| named.pages.is_ok())
+            .count()
     }
 
     fn find(&self, entry: usize) -> Option<&Named> {
@@ -157,7 +160,8 @@ impl Memfds {
             while let Some(slot) = slots.active(as_id).first_in(rest) {
                 rest.start = slot.mapping().gfns.end;
                 if let Some(pages) = bound_pages(slot) {
-                    self.order.push(self.bound.len() as u32, GFP_KERNEL_ACCOUNT)?;
+                    self.order
+                        .push(self.bound.len() as u32, GFP_KERNEL_ACCOUNT)?;
                     self.bound.push((pages, slot.id()), GFP_KERNEL_ACCOUNT)?;
                 }
             }

@@ -133,9 +133,14 @@ fn arguments() {
         };
         expect(&vm(), entry, Origin::List, expected);
     }
-    for i in 0..11 {
+    for i in 0..3 {
         let mut entry = good;
-        *entry.pad1.iter_mut().chain(&mut entry.pad2).nth(i).unwrap() = 0x80;
+        entry.pad1[i] = 0x80;
+        expect_both(entry, Err(Invalid));
+    }
+    for i in 0..8 {
+        let mut entry = good;
+        entry.pad2[i] = 0x80;
         expect_both(entry, Err(Invalid));
     }
     for value in 2..=255 {

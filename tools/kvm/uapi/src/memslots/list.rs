@@ -461,13 +461,17 @@ mod tests {
             ..region()
         };
         let mut list = RegionList::new();
-        list.create_on_memfd(plain, stdin.as_fd(), 0x3000).unwrap();
+        assert!(list.create_on_memfd(plain, stdin.as_fd(), 0x3000).is_ok());
         let entry = list.entries()[0];
         assert_eq!((entry.flags, entry.guest_memfd), (KVM_MEM_GUEST_MEMFD, 0));
         assert_eq!(entry.guest_memfd_offset, 0x3000);
         let field = Field::GuestMemfdOffset;
         for (region, offset, expected) in [
-            (region(), 0, Reason::UnknownFlags(Flags::LOG_DIRTY_PAGES.bits())),
+            (
+                region(),
+                0,
+                Reason::UnknownFlags(Flags::LOG_DIRTY_PAGES.bits()),
+            ),
             (plain, 1, Reason::Unaligned { field, value: 1 }),
             (
                 plain,
@@ -489,7 +493,7 @@ mod tests {
         let mut bitmap = [0u64; 2];
         let mut list = RegionList::new();
         let slot = region().slot;
-        list.delete_and_fetch_log(slot, bitmap.as_mut_ptr()).unwrap();
+        assert!(list.delete_and_fetch_log(slot, bitmap.as_mut_ptr()).is_ok());
         let entry = list.entries()[0];
         assert_eq!(entry.dirty_bitmap, bitmap.as_ptr() as u64);
         assert_eq!((entry.memory_size, entry.invalidate_slot), (0, 1));

@@ -80,19 +80,19 @@ static struct region_entry bound(u32 slot, int fd, int at, int nr, int page)
 #define UNMAPPED	~0ul
 
 /* The page of the file that the guest finds at page @at of the window. */
-static void check_page(FIXTURE_DATA(memfd) *self, int at, u64 want)
+static void check_page(struct kvm_vcpu *vcpu, u64 *mem, int at, u64 want)
 {
-	struct kvm_run *run = self->vcpu->run;
+	struct kvm_run *run = vcpu->run;
 	struct ucall uc;
 	u64 val;
 
-	self->mem[0] = (1 + at) * PAGE_SIZE;
-	vcpu_run(self->vcpu);
+	mem[0] = (1 + at) * PAGE_SIZE;
+	vcpu_run(vcpu);
 	if (run->exit_reason == KVM_EXIT_MMIO) {
 		memset(run->mmio.data, 0xff, sizeof(run->mmio.data));
-		vcpu_run(self->vcpu);
+		vcpu_run(vcpu);
 	}
-	TEST_ASSERT(get_ucall(self->vcpu, &uc) == UCALL_SYNC, "Unexpected exit: %s",
+	TEST_ASSERT(get_ucall(vcpu, &uc) == UCALL_SYNC, "Unexpected exit: %s",
 		    exit_reason_str(run->exit_reason));
 	val = uc.args[0];
 	TEST_ASSERT(val == want, "Page %d of the window is %lu, not %lu", at, val,
@@ -100,16 +100,18 @@ static void check_page(FIXTURE_DATA(memfd) *self, int at, u64 want)
 }
 
 /* Page @at of the window is page @page of the file. */
-#define is_page(at, page)	check_page(self, at, 1000 + (page))
-#define is_hole(at)		check_page(self, at, UNMAPPED)
+#define is_page(at, page)	check_page(self->vcpu, self->mem, at, 1000 + (page))
+#define is_hole(at)		check_page(self->vcpu, self->mem, at, UNMAPPED)
+#define is_empty_page(at)	check_page(self->vcpu, self->mem, at, 0)
 
 #define list_fails(err, ...)						\
 do {									\
 	const struct region_entry __e[] = { __VA_ARGS__ };		\
 	int __r = __vm_set_region_list(self->vm, ARRAY_SIZE(__e), __e);	\
+	int __err = (err);						\
 									\
-	TEST_ASSERT(__r == -1 && errno == (err),			\
-		    "Wanted errno %d, got %d, errno %d", err, __r, errno); \
+	TEST_ASSERT(__r == -1 && errno == __err,			\
+		    "Wanted errno %d, got %d, errno %d", __err, __r, errno); \
 } while (0)
 
 TEST_F(memfd, create_and_delete)
@@ -226,7 +228,7 @@ TEST_F(memfd, bound_already)
 	/* The same pages of another file. */
 	fd = vm_create_guest_memfd(self->vm, FILE_PAGES * PAGE_SIZE, FLAGS);
 	vm_set_region_list(self->vm, bound(10, fd, 0, 4, 4));
-	check_page(self, 0, 0);
+	is_empty_page(0);
 	vm_set_region_list(self->vm, region_delete(10));
 	close(fd);
 }
@@ -274,7 +276,7 @@ TEST_F(memfd, take_over)
 	TEST_ASSERT(!fallocate(self->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 			       5 * PAGE_SIZE, PAGE_SIZE),
 		    "fallocate() failed, errno %d", errno);
-	check_page(self, 2, 0);
+	is_empty_page(2);
 	is_page(3, 6);
 }
 
@@ -309,7 +311,7 @@ TEST_F(memfd, closed)
 
 	vm_set_region_list(self->vm, bound(10, fd, 0, 4, 0),
 			   bound(11, self->fd, 4, 4, 0));
-	check_page(self, 0, 0);
+	is_empty_page(0);
 	close(fd);
 	vm_set_region_list(self->vm, region_delete(10), region_delete(11),
 			   bound(11, self->fd, 0, 4, 0));
