@@ -40,7 +40,7 @@ pub fn expected(command: Command, desc: u64, guest: &Guest) -> Expected {
             guest.desc[at + 3],
         ])
     };
-    let base = u128::from(word(0)) | u128::from(word(4)) << 32;
+    let base = u128::from(word(0)) | (u128::from(word(4)) << 32);
     let size = word(8);
     let kind = word(12);
     let end = base + u128::from(size);

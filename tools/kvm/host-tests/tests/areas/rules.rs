@@ -61,8 +61,10 @@ fn registering_again_replaces() {
 
 #[test]
 fn sizes() {
-    let mut guest = Guest::default();
-    guest.vmm_serves = true;
+    let mut guest = Guest {
+        vmm_serves: true,
+        ..Guest::default()
+    };
     for (base, size, kind) in [
         (BASE, 0, VMM),
         (BASE, (1 << 20) + 1, VMM),
@@ -115,8 +117,10 @@ fn alignment() {
 #[test]
 fn pad_must_be_zero() {
     for byte in 17..24 {
-        let mut guest = Guest::default();
-        guest.desc = descriptor(BASE, 12, 1);
+        let mut guest = Guest {
+            desc: descriptor(BASE, 12, 1),
+            ..Guest::default()
+        };
         guest.desc[byte] = 1;
         assert_eq!(Command::Register.run(DESC, &mut guest), Outcome::Done);
         assert_eq!(guest.result(), Some(5));
@@ -125,8 +129,10 @@ fn pad_must_be_zero() {
 
 #[test]
 fn addresses() {
-    let mut guest = Guest::default();
-    guest.vmm_serves = true;
+    let mut guest = Guest {
+        vmm_serves: true,
+        ..Guest::default()
+    };
     guest.holes.push(BASE + 0x2000..BASE + 0x3000);
     guest.protected.push(BASE + 0x5000..BASE + 0x6000);
     for (base, size, kind) in [
@@ -190,8 +196,10 @@ fn filters_and_features_deny() {
 
 #[test]
 fn the_vmm_is_asked_and_nothing_has_happened_by_then() {
-    let mut guest = Guest::default();
-    guest.vmm_serves = true;
+    let mut guest = Guest {
+        vmm_serves: true,
+        ..Guest::default()
+    };
     for command in [Command::Register, Command::Unregister] {
         guest.steps.clear();
         let area = Area {
@@ -205,8 +213,10 @@ fn the_vmm_is_asked_and_nothing_has_happened_by_then() {
 
 #[test]
 fn an_area_can_be_unregistered_when_its_memory_is_gone() {
-    let mut guest = Guest::default();
-    guest.vmm_serves = true;
+    let mut guest = Guest {
+        vmm_serves: true,
+        ..Guest::default()
+    };
     guest.msrs.insert(STEAL_TIME, BASE | 1);
     guest.holes.push(BASE..BASE + 4096);
     assert_eq!(unregister(&mut guest, BASE, 64, 3), 0);
@@ -256,8 +266,10 @@ fn the_vmm_answers() {
 #[test]
 fn all_areas_are_taken_back() {
     let registered = |vmm_serves| {
-        let mut guest = Guest::default();
-        guest.vmm_serves = vmm_serves;
+        let mut guest = Guest {
+            vmm_serves,
+            ..Guest::default()
+        };
         for msr in [WALL_CLOCK, SYSTEM_TIME, STEAL_TIME] {
             guest.msrs.insert(msr, BASE | 1);
         }
@@ -322,8 +334,10 @@ fn no_descriptor_gives_gp() {
 
 #[test]
 fn a_result_that_cannot_be_written_gives_gp() {
-    let mut guest = Guest::default();
-    guest.desc = descriptor(BASE, 12, 1);
-    guest.result_fails = true;
+    let mut guest = Guest {
+        desc: descriptor(BASE, 12, 1),
+        result_fails: true,
+        ..Guest::default()
+    };
     assert_eq!(Command::Register.run(DESC, &mut guest), Outcome::Fault);
 }

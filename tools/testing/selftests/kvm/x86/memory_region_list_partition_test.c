@@ -514,7 +514,7 @@ static void create_side(struct side *side, bool zap_all)
 
 int main(int argc, char *argv[])
 {
-	int nr_updates = 10000, done = 0, nr_lists = 0, goal, i;
+	int nr_updates = 4000, done = 0, nr_lists = 0, goal, i;
 	struct kvm_random_state rng;
 	u32 pages[NR_WRITES];
 	u32 seed = 0x70617274;

@@ -20,7 +20,7 @@
 #define KEPT_PAGES	700
 
 static u8 *mem;
-static int nr_updates = 1000;
+static int nr_updates = 300;
 
 static void guest_write(int id, u64 nr_pages, u64 step)
 {

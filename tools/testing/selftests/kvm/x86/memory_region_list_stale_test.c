@@ -320,7 +320,7 @@ static bool hunt(int advice, int nr_lists, u32 seed)
 
 int main(int argc, char *argv[])
 {
-	int advice[] = { MADV_NOHUGEPAGE, MADV_HUGEPAGE }, i, nr_lists = 2000;
+	int advice[] = { MADV_NOHUGEPAGE, MADV_HUGEPAGE }, i, nr_lists = 600;
 	u32 seed = kvm_random_seed;
 
 	TEST_REQUIRE(kvm_has_cap(KVM_CAP_USER_MEMORY_REGION_LIST));
