@@ -181,12 +181,13 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
         }
 
         arch = slots.lock_arch();
-        // SAFETY: The swap has waited for readers that had found slots that are deleted. Slots with a
-        // guest_memfd are not reshaped, so that they have been flushed. `slots` proves that slots_lock
-        // is held, and outlives the batch.
-        let ready = items
-            .refresh(&arch)
-            .and_then(|()| unsafe { items.take_over_memfds() });
+        let mut ready = items.refresh(&arch);
+        if ready.is_ok() {
+            // SAFETY: The swap has waited for readers that had found slots that are deleted. Slots with
+            // a guest_memfd are not reshaped, so that they have been flushed. `slots` proves that
+            // slots_lock is held, and outlives the batch.
+            ready = unsafe { items.take_over_memfds() };
+        }
         if let Err(error) = ready {
             // Put the old slots back, whose data has been refreshed, before anything is freed.
             // SAFETY: Both lists contain the copies, which put_copies() above put there. `arch`
