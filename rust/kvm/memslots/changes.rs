@@ -302,8 +302,8 @@ impl Published<'_, '_> {
                         // bitmap.
                         result = result.and(unsafe { old.copy_log(last_log) });
                     }
-                    // SAFETY: As above, no reader sees the slot. It shares resources with its INVALID
-                    // copy only, which frees none of them.
+                    // SAFETY: No list contains the slot, and no reader sees it. It shares resources
+                    // with its INVALID copy only, which frees none of them.
                     unsafe { old.free_with_resources(slots) };
                 }
                 Item::Create { new } => new.leak(),
