@@ -409,7 +409,7 @@ static void test_churn(int ms)
 int main(int argc, char *argv[])
 {
 	struct sigaction sa = { .sa_handler = sig_ipi };
-	int ms = 700;
+	int ms = 300;
 
 	TEST_REQUIRE(kvm_has_cap(KVM_CAP_USER_MEMORY_REGION_LIST));
 
