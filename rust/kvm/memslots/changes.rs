@@ -85,13 +85,12 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
                 NetKind::Delete => continue,
                 NetKind::Create(mapping) | NetKind::Replace(mapping) => {
                     let mut new = NewSlot::new(locked, net.slot, mapping, None, Relog::No)?;
-                    let memfd = slots.memfds().file(net.last);
-                    if let Some(memfd) = memfd {
+                    if let Some(memfd) = slots.memfds().file(net.last) {
                         new.open_memfd(plan.entry(net.last), memfd)?;
                     }
                     new.prepare_arch(&arch, None, Change::Create)?;
                     // What a slot is bound to that is deleted waits until nobody uses it.
-                    if memfd.is_some() && !slots.is_bound(net.last) {
+                    if !slots.is_bound(net.last) {
                         new.bind_memfd()?;
                     }
                     Item::Create { new }

@@ -12,6 +12,7 @@ use super::{
     new_slot::NewSlot,
     old_slot::OldSlot,
     reshape::{
+        self,
         Reshape,
         Sides, //
     },
@@ -258,19 +259,16 @@ impl<'vm> Items<'vm> {
         reshape.compare(&olds, &news, slots.limits().address_spaces)?;
         let logs_late = in_place && slots.logs_late();
         for shared in &reshape.shared {
-            let old = self.removed(shared.old);
-            let logged = old.is_some_and(|old| !old.dirty_bitmap().is_null());
-            if !shared.kept || !logged {
+            let logged = |old: &Slot<'_>| shared.kept && !old.dirty_bitmap().is_null();
+            let Some(old) = self.removed(shared.old).filter(logged) else {
                 continue;
-            }
+            };
             let asked = self.0.get(shared.old).is_some_and(Item::gives_last_log);
             let ends = self.added(shared.new).is_some_and(|new| !new.logs_dirty());
             if logs_late && asked && ends {
                 // The last writes would be logged in the new slot, which has no log.
-                let as_id = old.map_or(0, |old| old.id().as_id);
-                reshape
-                    .taken
-                    .push(shared.write_access(as_id), GFP_KERNEL_ACCOUNT)?;
+                let written = reshape::taken(old.id().as_id, shared.gfns, true);
+                reshape.taken.push(written, GFP_KERNEL_ACCOUNT)?;
             }
             if let Some(Item::Create { new }) = self.0.get_mut(shared.new) {
                 new.clear_dirty(shared.gfns);

@@ -90,15 +90,14 @@ pub(super) struct Shared {
     pub(super) kept: bool,
 }
 
-impl Shared {
-    /// Returns the frames, in address space `as_id`, as frames that the guest loses write access to.
-    pub(super) fn write_access(&self, as_id: u16) -> bindings::kvm_memory_gfns {
-        bindings::kvm_memory_gfns {
-            start: self.gfns.start.0,
-            end: self.gfns.end.0,
-            as_id,
-            keep: true,
-        }
+/// Returns `gfns` of address space `as_id` as frames that the guest loses, or if `keep` only loses
+/// write access to.
+pub(super) fn taken(as_id: u16, gfns: GfnRange, keep: bool) -> bindings::kvm_memory_gfns {
+    bindings::kvm_memory_gfns {
+        start: gfns.start.0,
+        end: gfns.end.0,
+        as_id,
+        keep,
     }
 }
 
@@ -193,13 +192,8 @@ impl Reshape {
             Some((_, Access::Same | Access::Gained)) => return Ok(()),
         };
         if here && self.in_place {
-            let taken = bindings::kvm_memory_gfns {
-                start: piece.gfns.start.0,
-                end: piece.gfns.end.0,
-                as_id,
-                keep,
-            };
-            self.taken.push(taken, GFP_KERNEL_ACCOUNT)?;
+            self.taken
+                .push(taken(as_id, piece.gfns, keep), GFP_KERNEL_ACCOUNT)?;
         }
         Ok(())
     }

@@ -176,10 +176,11 @@ int kvm_memory_gmem_get(struct kvm *kvm, unsigned int fd, u64 offset,
 	return 0;
 }
 
-/* As kvm_dirty_bitmap_bytes(). */
 static unsigned long log_bytes(u64 npages)
 {
-	return ALIGN(npages, BITS_PER_LONG) / BITS_PER_BYTE;
+	struct kvm_memory_slot slot = { .npages = npages };
+
+	return kvm_dirty_bitmap_bytes(&slot);
 }
 
 /* Find out whether the log of @npages pages can be copied to @address. */

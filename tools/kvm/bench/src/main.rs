@@ -25,6 +25,7 @@
 //! | `figures.rs` | numbers and drawing that both families share |
 //! | `flavour.rs` | loads KVM's C code or the Rust core |
 //! | `progress.rs` | lines on stderr |
+//! | `vcpu.rs` | the mode that all guests begin in |
 
 mod areas;
 mod figures;
@@ -32,6 +33,7 @@ mod flavour;
 mod memslots;
 mod populate;
 mod progress;
+mod vcpu;
 
 use std::path::PathBuf;
 

@@ -24,6 +24,7 @@ use kvm_memory_uapi::{
 use vm_memory::MmapRegion;
 
 use crate::areas::case::{Method, Sample};
+use crate::vcpu::enter_protected_mode;
 
 /// Where things are in the guest's only page.
 const CODE: u64 = 0;
@@ -81,17 +82,7 @@ impl Guest {
 
         let vcpu = vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
         vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
-        let mut sregs = vcpu.get_sregs()?;
-        // Protected mode with flat segments, without paging.
-        sregs.cr0 = (1 << 4) | 1; // ET, PE
-        for segment in [&mut sregs.cs, &mut sregs.ds, &mut sregs.ss] {
-            segment.base = 0;
-            segment.limit = u32::MAX;
-            segment.g = 1;
-            segment.db = 1;
-        }
-        sregs.cs.selector = 8;
-        vcpu.set_sregs(&sregs)?;
+        enter_protected_mode(&vcpu)?;
 
         let mut guest = Guest {
             method,

@@ -13,6 +13,7 @@ use kvm_memory_uapi::{Flags, Region, Slot, Stats, PAGE_SIZE};
 
 use crate::populate::case::{Shape, MIB};
 use crate::populate::memory::Memory;
+use crate::vcpu::enter_protected_mode;
 
 /// Guest physical address of the program, and of memory in the same page to
 /// which the guest can write without effect.
@@ -70,17 +71,7 @@ impl Guest {
         let mut vcpus = Vec::new();
         for id in 0..shape.vcpus {
             let vcpu = vm.create_vcpu(id.into()).context("KVM_CREATE_VCPU")?;
-            let mut sregs = vcpu.get_sregs()?;
-            // Protected mode with flat segments, without paging.
-            sregs.cr0 = (1 << 4) | 1; // ET, PE
-            for segment in [&mut sregs.cs, &mut sregs.ds, &mut sregs.ss] {
-                segment.base = 0;
-                segment.limit = u32::MAX;
-                segment.g = 1;
-                segment.db = 1;
-            }
-            sregs.cs.selector = 8;
-            vcpu.set_sregs(&sregs)?;
+            enter_protected_mode(&vcpu)?;
             vcpus.push(vcpu);
         }
         let mut guest = Guest {

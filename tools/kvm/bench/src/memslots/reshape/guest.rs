@@ -21,6 +21,7 @@ use super::slots::{as_list, one_by_one, Layout, Slots};
 use super::vcpus::Vcpus;
 use crate::populate::measure::pre_fault;
 use crate::populate::memory::Memory;
+use crate::vcpu::enter_protected_mode;
 
 /// Guest physical address of the reports, a page for each vCPU.
 const REPORTS: u64 = 0;
@@ -302,17 +303,7 @@ fn share(case: Case, vcpu: u8) -> (u64, u64) {
 
 fn new_vcpu(vm: &VmFd, id: u8, case: Case) -> Result<VcpuFd> {
     let vcpu = vm.create_vcpu(id.into()).context("KVM_CREATE_VCPU")?;
-    let mut sregs = vcpu.get_sregs().context("KVM_GET_SREGS")?;
-    // Protected mode with flat segments, without paging.
-    sregs.cr0 = (1 << 4) | 1; // ET, PE
-    for segment in [&mut sregs.cs, &mut sregs.ds, &mut sregs.ss] {
-        segment.base = 0;
-        segment.limit = u32::MAX;
-        segment.g = 1;
-        segment.db = 1;
-    }
-    sregs.cs.selector = 8;
-    vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
+    enter_protected_mode(&vcpu)?;
     let (first, count) = share(case, id);
     vcpu.set_regs(&kvm_regs {
         rip: MEMORY,
