@@ -37,6 +37,7 @@ enum {
 /**
  * struct kvm_memory_limits - what a VM allows its memslots to be
  * @address_spaces: number of address spaces
+ * @generation_step: by how much an update increases the generation of memslots
  * @slots: number of slot ids, internal ones included
  * @user_slots: number of slot ids for userspace
  * @max_user_pages: largest size of a user slot, in pages
@@ -45,6 +46,7 @@ enum {
  */
 struct kvm_memory_limits {
 	u16 address_spaces;
+	u16 generation_step;
 	u16 slots;
 	u16 user_slots;
 	u64 max_user_pages;
@@ -99,6 +101,7 @@ int kvm_vm_ioctl_set_memory_region_list(struct kvm *kvm, void __user *argp);
 void kvm_memory_get_limits(struct kvm *kvm, struct kvm_memory_limits *limits);
 bool kvm_memory_is_user_range(u64 hva, u64 size);
 struct kvm_memslots *kvm_memory_active(struct kvm *kvm, int as_id);
+struct kvm_memslots *kvm_memory_inactive(struct kvm *kvm, int as_id);
 struct kvm_memory_slot *kvm_memory_find_id(struct kvm_memslots *slots, int id);
 struct kvm_memory_slot *kvm_memory_find_gfn(struct kvm_memslots *slots,
 					    gfn_t start, gfn_t end);
@@ -106,7 +109,7 @@ void kvm_memory_hash_add(struct kvm_memslots *slots,
 			 struct kvm_memory_slot *slot);
 void kvm_memory_hash_del(struct kvm_memslots *slots,
 			 struct kvm_memory_slot *slot);
-void kvm_memory_publish(struct kvm *kvm, unsigned long as_mask);
+void kvm_memory_publish(struct kvm *kvm, int first, int end);
 bool kvm_memory_alloc_dirty_bitmap(struct kvm *kvm,
 				   struct kvm_memory_slot *slot);
 int kvm_memory_gmem_prepare(struct kvm *kvm, struct kvm_memory_slot *slot,
@@ -151,6 +154,18 @@ bool kvm_arch_logs_late(struct kvm *kvm);
  */
 void kvm_arch_drain_dirty_log(struct kvm *kvm);
 
+/* rust/kvm/gmap/gmap.c */
+int kvm_enable_gmaps(struct kvm *kvm, int max_vcpus);
+int kvm_create_gmap(struct kvm_vcpu *vcpu);
+int kvm_gmap_free_id(struct kvm *kvm, int as_id, int from);
+void kvm_gmap_set_id(struct kvm *kvm, int as_id, int id, bool used);
+
+/* rust/kvm/gmap/x86.c */
+/* The address space of the vCPU's own, or 0. */
+int kvm_arch_vcpu_gmap(struct kvm_vcpu *vcpu);
+/* Say in the run structure that nothing is mapped at @gfn. */
+void kvm_arch_gmap_missing(struct kvm_vcpu *vcpu, gfn_t gfn);
+
 /* rust/kvm/populate/ioctl.rs, for C to call */
 int kvm_vcpu_ioctl_map_memory(struct kvm_vcpu *vcpu, void __user *argp);
 
@@ -179,6 +194,10 @@ int kvm_arch_vcpu_may_map(struct kvm_vcpu *vcpu, u64 flags, bool fill);
  */
 long kvm_arch_vcpu_map_gfns(struct kvm_vcpu *vcpu, gfn_t gfn,
 			    unsigned long npages, u64 flags);
+
+/* rust/kvm/gmap/ioctl.rs, for C to call */
+int kvm_vcpu_ioctl_ucas(struct kvm_vcpu *vcpu, bool map, void __user *argp);
+int kvm_vcpu_ioctl_fault(struct kvm_vcpu *vcpu, unsigned long gpa);
 
 struct msr_data;
 

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `memslots/` | changing memslots: single updates, and lists of updates |
 //! | `populate/` | populating guest memory (`KVM_MAP_MEMORY`) |
+//! | `gmap/` | vCPUs that have address spaces of their own (`KVM_S390_UCAS_MAP`) |
 //! | `areas/` | memory areas that a guest shares with its hypervisor |
 //! | `types.rs` | guest frame numbers and host virtual addresses; pure |
 //! | `vm.rs`, `vcpu.rs` | a VM; a loaded vCPU and its SRCU read sections |
@@ -27,6 +28,7 @@
 //! while it waits for readers.
 
 pub mod areas;
+pub mod gmap;
 pub mod memslots;
 pub mod populate;
 pub mod types;

@@ -118,6 +118,23 @@ struct kvm_memory_mapping {
  */
 #define KVM_MAP_MEMORY	_IOWR(KVMIO, 0xd5, struct kvm_memory_mapping)
 
+#ifndef __s390__ /* <asm/kvm.h> has it there. */
+/**
+ * struct kvm_s390_ucas_mapping - argument of KVM_S390_UCAS_MAP and
+ *	KVM_S390_UCAS_UNMAP
+ * @user_addr: user address of the memory; KVM_S390_UCAS_UNMAP ignores it
+ * @vcpu_addr: guest physical address in the vCPU's address space
+ * @length: size in bytes, not 0
+ *
+ * All of them are multiples of 1 MiB.
+ */
+struct kvm_s390_ucas_mapping {
+	__u64 user_addr;
+	__u64 vcpu_addr;
+	__u64 length;
+};
+#endif
+
 /* What the VMM must know of the areas in <linux/kvm_memory_area.h>. */
 
 /**

@@ -34,7 +34,10 @@ use super::{
     locks::SlotsLocked,
     memfd::Memfds,
     rank_set::RankSet,
-    types::Entry,
+    types::{
+        Entry,
+        Spaces, //
+    },
     view::ActiveSlots, //
 };
 
@@ -100,7 +103,9 @@ fn carry_out(
     };
     let (prepared, started) = {
         // Both are dropped before the first step that frees slots.
-        let active = ActiveSlots::new(slots, memfds, entries.len() >= INDEX_FROM)?;
+        let indexed = entries.iter().filter(|_| entries.len() >= INDEX_FROM);
+        let indexed = Spaces::of(indexed.map(|entry| entry.slot_id().as_id));
+        let active = ActiveSlots::new(slots, memfds, indexed)?;
         let plan = check::check(&active, entries, origin, scratch).map_err(|refused| {
             report.failed = refused.index as i32;
             Error::from(refused.error)

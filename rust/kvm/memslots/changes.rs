@@ -150,7 +150,7 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
             mut arch,
         } = self;
         let spaces = items.invalidated_spaces();
-        if spaces == 0 {
+        if spaces.is_empty() {
             return Ok(Invalidated {
                 items,
                 reshape,

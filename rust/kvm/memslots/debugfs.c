@@ -34,14 +34,19 @@ struct slot_row {
 	bool has_bitmap;
 };
 
+struct memslot_space {
+	/* The active set.  Valid while the snapshot is being taken. */
+	struct kvm_memslots *active;
+	u64 generation;
+	int node_idx;
+};
+
 struct snapshot {
 	/* slots_lock was held.  Otherwise there are rows of active sets only. */
 	bool locked;
-	int nr_as;
-	struct {
-		u64 generation;
-		int node_idx;
-	} active[KVM_MAX_NR_ADDRESS_SPACES];
+
+	int nr_spaces, max_spaces;
+	struct memslot_space *spaces;
 
 	unsigned long nr_rows, max_rows;
 	struct slot_row *rows;
@@ -131,15 +136,36 @@ static int lock_slots(struct kvm *kvm)
 	}
 }
 
+static void copy_spaces(struct kvm *kvm, struct snapshot *snap, bool locked)
+{
+	struct kvm_memslots *inactive;
+	struct memslot_space *space;
+	int i;
+
+	/* A batch publishes the sets of all address spaces under this lock. */
+	spin_lock(&kvm->mn_invalidate_lock);
+	for (i = 0; i < snap->nr_spaces; i++)
+		snap->spaces[i].active = __kvm_memslots(kvm, i);
+	spin_unlock(&kvm->mn_invalidate_lock);
+
+	for (i = 0; i < snap->nr_spaces; i++) {
+		space = &snap->spaces[i];
+		space->generation = READ_ONCE(space->active->generation);
+		space->node_idx = space->active->node_idx;
+		inactive = locked ? kvm_memory_inactive(kvm, i) : NULL;
+		add_slots(snap, space->active, inactive);
+		cond_resched();
+	}
+}
+
 /*
- * Copies what there is room for, and counts all rows.  The inactive sets change
- * under slots_lock.  The active ones do not change as long as there are readers.
+ * Copies what there is room for, and counts all address spaces and, if there was
+ * room for these, all rows.  The inactive sets change under slots_lock.  The
+ * active ones do not change as long as there are readers.
  */
 static int copy_slots(struct kvm *kvm, struct snapshot *snap)
 {
-	struct kvm_memslots *active[KVM_MAX_NR_ADDRESS_SPACES];
-	struct kvm_memslots *inactive;
-	int i, locked, srcu_idx;
+	int locked, srcu_idx;
 
 	locked = lock_slots(kvm);
 	if (locked < 0)
@@ -149,26 +175,20 @@ static int copy_slots(struct kvm *kvm, struct snapshot *snap)
 
 	snap->locked = locked;
 	snap->nr_rows = 0;
-	snap->nr_as = kvm_arch_nr_memslot_as_ids(kvm);
-
-	/* A batch publishes the sets of all address spaces under this lock. */
-	spin_lock(&kvm->mn_invalidate_lock);
-	for (i = 0; i < snap->nr_as; i++)
-		active[i] = __kvm_memslots(kvm, i);
-	spin_unlock(&kvm->mn_invalidate_lock);
-
-	for (i = 0; i < snap->nr_as; i++) {
-		snap->active[i].generation = READ_ONCE(active[i]->generation);
-		snap->active[i].node_idx = active[i]->node_idx;
-		inactive = &kvm->__memslots[i][active[i]->node_idx ^ 1];
-		add_slots(snap, active[i], locked ? inactive : NULL);
-		cond_resched();
-	}
+	snap->nr_spaces = kvm_nr_memslot_as_ids(kvm);
+	if (snap->nr_spaces <= snap->max_spaces)
+		copy_spaces(kvm, snap, locked);
 
 	srcu_read_unlock(&kvm->srcu, srcu_idx);
 	if (locked)
 		mutex_unlock(&kvm->slots_lock);
 	return 0;
+}
+
+/* Userspace may create a few more vCPUs or slots until the next attempt. */
+static unsigned long room_for(unsigned long nr)
+{
+	return nr + nr / 8;
 }
 
 static int take_snapshot(struct kvm *kvm, struct snapshot *snap)
@@ -177,16 +197,27 @@ static int take_snapshot(struct kvm *kvm, struct snapshot *snap)
 
 	for (;;) {
 		r = copy_slots(kvm, snap);
-		if (r || snap->nr_rows <= snap->max_rows)
+		if (r)
 			return r;
 
-		/* Userspace may create a few more until the next attempt. */
-		kvfree(snap->rows);
-		snap->max_rows = snap->nr_rows + snap->nr_rows / 8;
-		snap->rows = kvmalloc_objs(*snap->rows, snap->max_rows,
-					   GFP_KERNEL_ACCOUNT);
-		if (!snap->rows)
-			return -ENOMEM;
+		if (snap->nr_spaces > snap->max_spaces) {
+			kvfree(snap->spaces);
+			snap->max_spaces = room_for(snap->nr_spaces);
+			snap->spaces = kvmalloc_objs(*snap->spaces,
+						     snap->max_spaces,
+						     GFP_KERNEL_ACCOUNT);
+			if (!snap->spaces)
+				return -ENOMEM;
+		} else if (snap->nr_rows > snap->max_rows) {
+			kvfree(snap->rows);
+			snap->max_rows = room_for(snap->nr_rows);
+			snap->rows = kvmalloc_objs(*snap->rows, snap->max_rows,
+						   GFP_KERNEL_ACCOUNT);
+			if (!snap->rows)
+				return -ENOMEM;
+		} else {
+			return 0;
+		}
 	}
 }
 
@@ -195,10 +226,10 @@ static void show_header(struct seq_file *m, struct snapshot *snap)
 	u64 generation;
 	int i;
 
-	for (i = 0; i < snap->nr_as; i++) {
-		generation = snap->active[i].generation;
+	for (i = 0; i < snap->nr_spaces; i++) {
+		generation = snap->spaces[i].generation;
 		seq_printf(m, "# address space %d: set %d is active, generation %llu%s\n",
-			   i, snap->active[i].node_idx,
+			   i, snap->spaces[i].node_idx,
 			   generation & ~KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS,
 			   generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS ?
 			   ", an update waits for readers" : "");
@@ -275,6 +306,7 @@ static void free_snapshot(struct inode *inode, struct file *file)
 	struct snapshot *snap = ((struct seq_file *)file->private_data)->private;
 
 	kvfree(snap->rows);
+	kvfree(snap->spaces);
 	seq_release_private(inode, file);
 }
 

@@ -33,7 +33,10 @@ use core::{
 };
 
 use kernel::{
-    alloc::flags::GFP_KERNEL_ACCOUNT,
+    alloc::{
+        flags::GFP_KERNEL_ACCOUNT,
+        AllocError, //
+    },
     bindings,
     error::from_result,
     prelude::*,
@@ -101,6 +104,7 @@ pub unsafe extern "C" fn kvm_set_memory_region(
         let vm = unsafe { Vm::from_raw(NonNull::new(kvm).ok_or(EINVAL)?) };
         // SAFETY: The caller guarantees that the current task holds slots_lock during this call.
         let mut slots = unsafe { SlotsLocked::assume_locked(vm) };
+        slots.refuse_gmaps()?;
         // SAFETY: The caller guarantees that `mem` points to an initialised struct, to which nobody
         // writes during this call.
         set_region(&mut slots, unsafe { &*mem })?;
@@ -165,23 +169,50 @@ fn set_region_list(vm: Vm<'_>, argp: UserPtr) -> Result {
     }
     let n = header.nent as usize;
     let entries = read_entries(argp.wrapping_byte_add(header_size), n)?;
+    let mut memory = ScratchMemory::new(n)?;
 
-    let mut steps = KVVec::from_elem(Step::EMPTY, n, GFP_KERNEL_ACCOUNT)?;
-    let mut by_slot = KVVec::from_elem(0, n, GFP_KERNEL_ACCOUNT)?;
-    let mut by_gfn = KVVec::from_elem(0, n, GFP_KERNEL_ACCOUNT)?;
-    let mut ranks = KVVec::from_elem(0, RankSet::words(n), GFP_KERNEL_ACCOUNT)?;
+    let mut slots = SlotsLocked::lock(vm);
+    slots.refuse_gmaps()?;
+    slots.count_list(header.nent.into());
+    run_list(&mut slots, &entries, &mut memory)
+}
+
+/// The memory of a [`Scratch`].
+pub(crate) struct ScratchMemory {
+    steps: KVVec<Step>,
+    by_slot: KVVec<u32>,
+    by_gfn: KVVec<u32>,
+    ranks: KVVec<u64>,
+}
+
+impl ScratchMemory {
+    /// Allocates what a list of `n` entries needs.
+    pub(crate) fn new(n: usize) -> Result<Self, AllocError> {
+        Ok(Self {
+            steps: KVVec::from_elem(Step::EMPTY, n, GFP_KERNEL_ACCOUNT)?,
+            by_slot: KVVec::from_elem(0, n, GFP_KERNEL_ACCOUNT)?,
+            by_gfn: KVVec::from_elem(0, n, GFP_KERNEL_ACCOUNT)?,
+            ranks: KVVec::from_elem(0, RankSet::words(n), GFP_KERNEL_ACCOUNT)?,
+        })
+    }
+}
+
+/// Checks a list of updates and carries it out. `memory` was allocated for as many entries, and has
+/// not been used.
+pub(crate) fn run_list(
+    slots: &mut SlotsLocked<'_>,
+    entries: &[Entry],
+    memory: &mut ScratchMemory,
+) -> Result {
     let scratch = Scratch {
-        steps: &mut steps,
-        by_slot: &mut by_slot,
-        by_gfn: &mut by_gfn,
-        ranks: &mut ranks,
+        steps: &mut memory.steps,
+        by_slot: &mut memory.by_slot,
+        by_gfn: &mut memory.by_gfn,
+        ranks: &mut memory.ranks,
         by_file: &mut [],
         file_ranks: &mut [],
     };
-
-    let mut slots = SlotsLocked::lock(vm);
-    slots.count_list(header.nent.into());
-    batch::run(&mut slots, &entries, Origin::List, scratch)
+    batch::run(slots, entries, Origin::List, scratch)
 }
 
 /// Copies `n` entries from user address `argp`.

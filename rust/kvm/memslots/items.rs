@@ -22,7 +22,8 @@ use super::{
     },
     types::{
         Change,
-        SlotFlags, //
+        SlotFlags,
+        Spaces, //
     }, //
 };
 
@@ -97,15 +98,15 @@ impl<'vm> Item<'vm> {
         }
     }
 
-    /// Returns the address space as a mask.
-    pub(super) fn as_bit(&self) -> u32 {
+    /// Returns the address space.
+    fn as_id(&self) -> u16 {
         let slot = match self {
             Item::Delete { old, .. } => old.slot(),
             Item::Create { new } | Item::Move { new, .. } | Item::FlagsOnly { new, .. } => {
                 new.slot()
             }
         };
-        1 << slot.id().as_id
+        slot.id().as_id
     }
 }
 
@@ -118,15 +119,15 @@ impl<'vm> Item<'vm> {
 pub(super) struct Items<'vm>(pub(super) KVVec<Item<'vm>>);
 
 impl<'vm> Items<'vm> {
-    /// Returns the mask of the address spaces in which a slot is deleted or moved.
-    pub(super) fn invalidated_spaces(&self) -> u32 {
+    /// Returns the address spaces in which a slot is deleted or moved.
+    pub(super) fn invalidated_spaces(&self) -> Spaces {
         let gone = self.0.iter().filter(|item| item.invalidated().is_some());
-        gone.fold(0, |mask, item| mask | item.as_bit())
+        Spaces::of(gone.map(Item::as_id))
     }
 
-    /// Returns the mask of the address spaces that change.
-    pub(super) fn spaces(&self) -> u32 {
-        self.0.iter().fold(0, |mask, item| mask | item.as_bit())
+    /// Returns the address spaces that change.
+    pub(super) fn spaces(&self) -> Spaces {
+        Spaces::of(self.0.iter().map(Item::as_id))
     }
 
     /// In the inactive lists, replaces the slots that are deleted or moved with their INVALID
@@ -256,7 +257,7 @@ impl<'vm> Items<'vm> {
             return Ok(reshape);
         }
         let news = Sides::new(self.0.len(), |item| self.added(item))?;
-        reshape.compare(&olds, &news, slots.limits().address_spaces)?;
+        reshape.compare(&olds, &news, self.spaces())?;
         let logs_late = in_place && slots.logs_late();
         for shared in &reshape.shared {
             let logged = |old: &Slot<'_>| shared.kept && !old.dirty_bitmap().is_null();

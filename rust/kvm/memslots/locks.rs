@@ -92,11 +92,22 @@ impl<'vm> SlotsLocked<'vm> {
         }
     }
 
+    /// Fails with `EINVAL` if the vCPUs have address spaces of their own. The VM then has no slots.
+    pub(super) fn refuse_gmaps(&self) -> Result {
+        // SAFETY: The VM is not freed, and `self` proves that its slots_lock is held, under which the
+        // field is written.
+        if unsafe { (*self.as_ptr()).gmaps.is_null() } {
+            Ok(())
+        } else {
+            Err(EINVAL)
+        }
+    }
+
     pub(super) fn vm(&self) -> Vm<'vm> {
         self.vm
     }
 
-    pub(super) fn as_ptr(&self) -> *mut bindings::kvm {
+    pub(crate) fn as_ptr(&self) -> *mut bindings::kvm {
         self.vm.as_ptr()
     }
 

@@ -19,7 +19,8 @@ use super::{
         Side, //
     },
     locks::SlotsLocked,
-    slot::Slot, //
+    slot::Slot,
+    types::Spaces, //
 };
 
 use crate::types::{
@@ -135,16 +136,16 @@ impl Reshape {
     }
 
     /// Works out what the batch must do if it removes the slots `olds` and adds the slots `news` in
-    /// `address_spaces` address spaces.
+    /// `spaces`.
     pub(super) fn compare(
         &mut self,
         olds: &Sides,
         news: &Sides,
-        address_spaces: u16,
+        spaces: Spaces,
     ) -> Result<(), AllocError> {
-        for as_id in 0..address_spaces {
+        for as_id in spaces.iter() {
             let (removed, added) = (olds.of(as_id), news.of(as_id));
-            for other in 0..address_spaces {
+            for other in spaces.iter() {
                 let here = other == as_id;
                 cut(removed, news.of(other), |piece| {
                     self.add(as_id, piece, here)

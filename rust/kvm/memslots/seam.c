@@ -19,7 +19,12 @@ void kvm_memory_get_limits(struct kvm *kvm, struct kvm_memory_limits *limits)
 {
 	lockdep_assert_held(&kvm->slots_lock);
 
-	limits->address_spaces = kvm_arch_nr_memslot_as_ids(kvm);
+	limits->address_spaces = kvm_nr_memslot_as_ids(kvm);
+	/*
+	 * No vCPU sees memslots of another's address space: their generations may
+	 * be equal.
+	 */
+	limits->generation_step = kvm_arch_nr_memslot_as_ids(kvm);
 	limits->slots = KVM_MEM_SLOTS_NUM;
 	limits->user_slots = KVM_USER_MEM_SLOTS;
 	limits->max_user_pages = KVM_MEM_MAX_NR_PAGES;
@@ -40,6 +45,14 @@ bool kvm_memory_is_user_range(u64 hva, u64 size)
 struct kvm_memslots *kvm_memory_active(struct kvm *kvm, int as_id)
 {
 	return __kvm_memslots(kvm, as_id);
+}
+
+/* The two sets of memslots of an address space are next to each other. */
+struct kvm_memslots *kvm_memory_inactive(struct kvm *kvm, int as_id)
+{
+	struct kvm_memslots *active = __kvm_memslots(kvm, as_id);
+
+	return active - active->node_idx + !active->node_idx;
 }
 
 struct kvm_memory_slot *kvm_memory_find_id(struct kvm_memslots *slots, int id)
@@ -69,11 +82,10 @@ void kvm_memory_hash_del(struct kvm_memslots *slots,
 	hash_del(&slot->id_node[slots->node_idx]);
 }
 
-/* Make the inactive lists of the address spaces in @as_mask the active ones. */
-void kvm_memory_publish(struct kvm *kvm, unsigned long as_mask)
+/* Make the inactive lists of address spaces [first, end) the active ones. */
+void kvm_memory_publish(struct kvm *kvm, int first, int end)
 {
-	struct kvm_memslots *slots;
-	unsigned long i;
+	int i;
 
 	/*
 	 * Lists must not change during an mmu_notifier invalidation: whether it
@@ -89,11 +101,9 @@ void kvm_memory_publish(struct kvm *kvm, unsigned long as_mask)
 		spin_lock(&kvm->mn_invalidate_lock);
 	}
 	finish_rcuwait(&kvm->mn_memslots_update_rcuwait);
-	for_each_set_bit(i, &as_mask, KVM_MAX_NR_ADDRESS_SPACES) {
-		slots = __kvm_memslots(kvm, i);
-		slots = &kvm->__memslots[i][slots->node_idx ^ 1];
-		rcu_assign_pointer(kvm->memslots[i], slots);
-	}
+	for (i = first; i < end; i++)
+		rcu_assign_pointer(*kvm_active_memslots(kvm, i),
+				   kvm_memory_inactive(kvm, i));
 	spin_unlock(&kvm->mn_invalidate_lock);
 }
 

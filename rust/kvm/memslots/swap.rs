@@ -24,7 +24,10 @@ use super::{
         SlotsLocked, //
     },
     slot::Slot,
-    types::SlotId, //
+    types::{
+        SlotId,
+        Spaces, //
+    }, //
 };
 
 use kernel::bindings;
@@ -46,13 +49,9 @@ impl SlotsLocked<'_> {
 
     /// Returns the list of `as_id` that readers do not see.
     pub(super) fn inactive(&self, as_id: u16) -> List<'_> {
-        let active = self.active(as_id).as_ptr();
-        // SAFETY: The lists are part of the VM, which is not freed. node_idx is 0 or 1, and never
-        // changes.
-        let list = unsafe {
-            let index = (*active).node_idx as usize ^ 1;
-            &raw mut (*self.as_ptr()).__memslots[usize::from(as_id)][index]
-        };
+        // SAFETY: The VM is initialised and not freed, and its list pointers change under
+        // slots_lock only, which `self` proves to be held.
+        let list = unsafe { bindings::kvm_memory_inactive(self.as_ptr(), as_id.into()) };
         // SAFETY: Only a batch changes lists and frees their slots, under slots_lock. Meanwhile
         // nobody has a list but `changes.rs`, which keeps none from one step to the next.
         unsafe { List::from_raw(list) }
@@ -75,14 +74,13 @@ impl SlotsLocked<'_> {
 }
 
 impl<'a, 'vm> ArchLocked<'a, 'vm> {
-    /// Makes the inactive lists of the address spaces in `as_mask` the active ones, and waits until
-    /// no reader sees the lists that were active. Drops `slots_arch_lock` before it waits.
-    pub(super) fn swap(self, as_mask: u32) -> &'a SlotsLocked<'vm> {
+    /// Makes the inactive lists of `spaces` the active ones, and waits until no reader sees the lists
+    /// that were active. Drops `slots_arch_lock` before it waits.
+    pub(super) fn swap(self, spaces: Spaces) -> &'a SlotsLocked<'vm> {
         let slots = self.slots();
         let kvm = slots.as_ptr();
-        let spaces = || (0..u32::BITS as u16).filter(move |as_id| as_mask & (1 << as_id) != 0);
 
-        for as_id in spaces() {
+        for as_id in spaces.iter() {
             let (active, inactive) = (slots.active(as_id), slots.inactive(as_id));
             // SAFETY: Both lists are part of the VM, which is not freed. Generations change under
             // slots_lock only, which `slots` proves to be held. The flag says that nobody may cache
@@ -92,23 +90,24 @@ impl<'a, 'vm> ArchLocked<'a, 'vm> {
                     (*active.as_ptr()).generation | UPDATE_IN_PROGRESS;
             }
         }
+        let (first, end) = spaces.bounds();
         // SAFETY: The VM is not freed. `self` proves that slots_lock and slots_arch_lock are held.
         // A batch leaves the inactive lists complete.
-        unsafe { bindings::kvm_memory_publish(kvm, as_mask as usize) };
+        unsafe { bindings::kvm_memory_publish(kvm, first.into(), end.into()) };
         drop(self);
         // SAFETY: The VM is not freed. The current task holds slots_lock, which is never taken inside
         // a read section of kvm->srcu, so that it does not wait for itself.
         unsafe { bindings::synchronize_srcu_expedited(&raw mut (*kvm).srcu) };
 
-        let address_spaces = u64::from(slots.limits().address_spaces);
-        for as_id in spaces() {
+        let step = u64::from(slots.limits().generation_step);
+        for as_id in spaces.iter() {
             let list = slots.active(as_id).as_ptr();
             // SAFETY: The list is part of the VM, which is not freed. Generations and the statistic
             // change under slots_lock only, which `slots` proves to be held. Generations of
-            // different address spaces must differ: space i of n uses i, i + n, i + 2n and so on.
+            // address spaces that a vCPU can switch between must differ: space i of n uses i, i + n,
+            // i + 2n and so on.
             unsafe {
-                let generation =
-                    ((*list).generation & !UPDATE_IN_PROGRESS).wrapping_add(address_spaces);
+                let generation = ((*list).generation & !UPDATE_IN_PROGRESS).wrapping_add(step);
                 bindings::kvm_arch_memslots_updated(kvm, generation);
                 (*list).generation = generation;
                 (*kvm).stat.generic.memslot_swaps += 1;

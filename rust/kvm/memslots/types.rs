@@ -30,6 +30,47 @@ impl SlotId {
     }
 }
 
+/// Some address spaces, and all between them.
+///
+/// A batch works on the address spaces that it changes: 0, 1, both of them, or that of one vCPU. So
+/// there is nothing between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spaces {
+    /// The first one.
+    start: u16,
+    /// End (exclusive).
+    end: u16,
+}
+
+impl Spaces {
+    /// Returns the address spaces in `as_ids`, which are less than 2¹⁶ - 1.
+    pub fn of(as_ids: impl Iterator<Item = u16>) -> Self {
+        let none = Self {
+            start: u16::MAX,
+            end: 0,
+        };
+        as_ids.fold(none, |spaces, as_id| Self {
+            start: spaces.start.min(as_id),
+            end: spaces.end.max(as_id.saturating_add(1)),
+        })
+    }
+
+    /// Returns whether there are none.
+    pub const fn is_empty(self) -> bool {
+        self.start >= self.end
+    }
+
+    /// Returns the first address space and the end (exclusive).
+    pub const fn bounds(self) -> (u16, u16) {
+        (self.start, self.end)
+    }
+
+    /// Returns the address spaces.
+    pub fn iter(self) -> impl Iterator<Item = u16> {
+        self.start..self.end
+    }
+}
+
 /// The flags of a memslot (`KVM_MEM_*`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SlotFlags(pub u32);

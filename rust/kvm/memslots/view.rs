@@ -16,14 +16,16 @@ use super::{
         FilePages,
         Mapping,
         SlotFlags,
-        SlotId, //
+        SlotId,
+        Spaces, //
     }, //
 };
 
 use crate::types::{
     Gfn,
     GfnRange,
-    Hva, //
+    Hva,
+    PAGE_SHIFT, //
 };
 
 use kernel::{
@@ -35,45 +37,67 @@ use kernel::{
     prelude::*, //
 };
 
+impl SlotsLocked<'_> {
+    /// Returns the id of the lowest slot of address space `as_id` that shares a frame with `gfns`, and
+    /// what it maps.
+    pub(crate) fn first_slot_in(&self, as_id: u16, gfns: GfnRange) -> Option<(u16, Mapping)> {
+        let slot = self.active(as_id).first_in(gfns)?;
+        Some((slot.id().id, slot.mapping()))
+    }
+
+    /// Returns whether a slot may be at `gfns`, and have its memory at `hva`, if that is given.
+    pub(crate) fn allows(&self, gfns: GfnRange, hva: Option<Hva>) -> bool {
+        let size = gfns.npages() << PAGE_SHIFT;
+        self.arch_allows(Change::Create, gfns) && hva.is_none_or(|hva| is_user_range(hva, size))
+    }
+}
+
+/// Returns whether the current task can have memory at `[hva, hva + size)`, in bytes.
+fn is_user_range(hva: Hva, size: u64) -> bool {
+    // SAFETY: The function only looks at the current task.
+    unsafe { bindings::kvm_memory_is_user_range(hva.0, size) }
+}
+
 /// The active slots of a VM, with an optional index by id, and the guest_memfds of a batch.
 ///
 /// A batch with many entries needs the index: KVM hashes ids to so few buckets that a VM with
 /// thousands of slots has long chains.
 pub(super) struct ActiveSlots<'a, 'vm> {
     locked: &'a SlotsLocked<'vm>,
+    /// The address spaces in the index.
+    spaces: Spaces,
     /// By address space and id. Empty if there is no index.
     index: KVVec<Option<Slot<'a>>>,
     memfds: Memfds,
 }
 
 impl<'a, 'vm> ActiveSlots<'a, 'vm> {
-    /// If `indexed`, makes one pass over all slots, and then finds ids in constant time. Fails only
-    /// if the index cannot be allocated.
+    /// Makes one pass over all slots in `indexed`, where ids then are found in constant time. Fails
+    /// only if the index cannot be allocated.
     pub(super) fn new(
         locked: &'a SlotsLocked<'vm>,
         memfds: Memfds,
-        indexed: bool,
+        indexed: Spaces,
     ) -> Result<Self, AllocError> {
+        let limits = locked.limits();
         let mut this = Self {
             locked,
+            spaces: Spaces::of(indexed.iter().filter(|&id| id < limits.address_spaces)),
             index: KVVec::new(),
             memfds,
         };
-        if !indexed {
-            return Ok(this);
-        }
-        let limits = locked.limits();
-        let len = usize::from(limits.address_spaces) * usize::from(limits.slots);
+        let len = this.spaces.iter().count() * usize::from(limits.slots);
         this.index = KVVec::from_elem(None, len, GFP_KERNEL_ACCOUNT)?;
-        for as_id in 0..limits.address_spaces {
+        for as_id in this.spaces.iter() {
             let mut rest = GfnRange {
                 start: Gfn(0),
                 end: Gfn(u64::MAX),
             };
             while let Some(slot) = locked.active(as_id).first_in(rest) {
-                let at = this.index_of(slot.id());
-                if let Some(entry) = this.index.get_mut(at) {
-                    *entry = Some(slot);
+                if let Some(at) = this.index_of(slot.id()) {
+                    if let Some(entry) = this.index.get_mut(at) {
+                        *entry = Some(slot);
+                    }
                 }
                 rest.start = slot.mapping().gfns.end;
             }
@@ -81,8 +105,12 @@ impl<'a, 'vm> ActiveSlots<'a, 'vm> {
         Ok(this)
     }
 
-    fn index_of(&self, id: SlotId) -> usize {
-        usize::from(id.as_id) * usize::from(self.locked.limits().slots) + usize::from(id.id)
+    /// Returns where the index has slot `id`, if it has its address space.
+    fn index_of(&self, id: SlotId) -> Option<usize> {
+        let slots = self.locked.limits().slots;
+        let (first, end) = self.spaces.bounds();
+        (first <= id.as_id && id.as_id < end && id.id < slots)
+            .then(|| usize::from(id.as_id - first) * usize::from(slots) + usize::from(id.id))
     }
 
     /// Returns the proof of `slots_lock`, which outlives this.
@@ -106,11 +134,7 @@ impl<'a, 'vm> ActiveSlots<'a, 'vm> {
         if self.index.is_empty() {
             return self.locked.find(id);
         }
-        let limits = self.locked.limits();
-        if id.as_id >= limits.address_spaces || id.id >= limits.slots {
-            return None;
-        }
-        *self.index.get(self.index_of(id))?
+        *self.index.get(self.index_of(id)?)?
     }
 }
 
@@ -141,8 +165,7 @@ impl View for ActiveSlots<'_, '_> {
     }
 
     fn is_user_range(&self, hva: Hva, size: u64) -> bool {
-        // SAFETY: The function only looks at the current task.
-        unsafe { bindings::kvm_memory_is_user_range(hva.0, size) }
+        is_user_range(hva, size)
     }
 
     fn arch_allows(&self, change: Change, gfns: GfnRange) -> bool {

@@ -5,6 +5,7 @@
  */
 #include <linux/kvm_memory_core.h>
 
+#include "gmap.h"
 #include "mmu.h"
 #include "mmu/mmu_internal.h"
 #include "mmu/page_track.h"
@@ -63,13 +64,14 @@ void kvm_arch_take_gfns(struct kvm *kvm, const struct kvm_memory_gfns *gfns,
 		if (need_resched() || rwlock_needbreak(&kvm->mmu_lock)) {
 			/* MMU notifiers do not find what was zapped. */
 			if (flush)
-				kvm_flush_remote_tlbs(kvm);
+				kvm_flush_remote_tlbs_as(kvm, slot.as_id);
 			flush = false;
 			cond_resched_rwlock_write(&kvm->mmu_lock);
 		}
 	}
+	/* All vCPUs use the VM's address spaces; a batch changes one of others. */
 	if (flush)
-		kvm_flush_remote_tlbs(kvm);
+		kvm_flush_remote_tlbs_as(kvm, slot.as_id);
 
 	write_unlock(&kvm->mmu_lock);
 

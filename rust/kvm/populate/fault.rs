@@ -41,6 +41,9 @@ const _: () = assert!(SECTION_STEPS == bindings::KVM_MAP_PAGES_MAX as u64);
 pub(super) struct FaultFlags(u64);
 
 impl FaultFlags {
+    /// A read by the guest's kernel.
+    pub(super) const READ: Self = Self(0);
+
     const WRITE: u64 = bindings::KVM_MEMORY_MAPPING_FLAG_WRITE as u64;
     const PRIVATE: u64 = bindings::KVM_MEMORY_MAPPING_FLAG_PRIVATE as u64;
     const ALL: u64 = Self::WRITE

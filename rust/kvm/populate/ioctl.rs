@@ -108,8 +108,22 @@ fn populate(mut vcpu: LoadedVcpu<'_>, request: &mut Request) -> Result<Result> {
     request.base_gfn = cursor.base().0;
     request.nr_pages = cursor.npages();
     request.source = cursor.source();
-    Ok(result.map_err(|stop| match stop {
-        Stop::Again => EAGAIN,
-        Stop::Failed(error) => error,
-    }))
+    Ok(result.map_err(Error::from))
+}
+
+/// Populates one frame as if the guest had read from it. Fails with `ENOENT` if no memslot maps it.
+pub(crate) fn fault_in(vcpu: &mut LoadedVcpu<'_>, gfn: Gfn) -> Result {
+    let mut populator = Populator::new(vcpu, FaultFlags::READ, false);
+    let mut cursor = Cursor::new(gfn, 1, 0, populator.max_gfn()).ok_or(ENOENT)?;
+    populator.check()?;
+    Ok(cursor.run(&mut populator)?)
+}
+
+impl From<Stop<Error>> for Error {
+    fn from(stop: Stop<Error>) -> Self {
+        match stop {
+            Stop::Again => EAGAIN,
+            Stop::Failed(error) => error,
+        }
+    }
 }

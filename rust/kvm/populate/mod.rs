@@ -13,3 +13,5 @@
 pub mod cursor;
 mod fault;
 pub mod ioctl;
+
+pub(crate) use ioctl::fault_in;

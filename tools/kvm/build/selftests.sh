@@ -54,7 +54,7 @@ our_tests() {
 # Ours that print what must be the same with upstream's C.
 SAME=(memory_region_single_test x86/memory_region_list_partition_test)
 # Ours that use upstream's ioctls only, and must pass with upstream's C as well.
-WITH_C=("${SAME[@]}" x86/{first_shadow_root,hole_fault,mmio_rmw,nested_ad_dirty_log,nx_huge_page_slot,prefault_obsolete_root}_test)
+WITH_C=("${SAME[@]}" x86/{first_shadow_root,gmap_absent,hole_fault,mmio_rmw,nested_ad_dirty_log,nx_huge_page_slot,prefault_obsolete_root}_test)
 # Ours that run with KVM's shadow page tables as well, and one that runs with these only.
 SHADOW=(x86/memory_region_list_{stress,switch,held}_test x86/map_memory_args_test)
 ONLY_SHADOW=x86/shadow_sync_test
@@ -72,6 +72,7 @@ shorter() {
 our_list() {
 	printf 'shadow:%s\n' "${SHADOW[@]}" "$ONLY_SHADOW"
 	echo legacy:x86/hole_fault_test
+	printf "%s:x86/gmap_absent_test\n" legacy shadow
 	if [[ $1 == debug ]]; then
 		# Nothing holds the first shadow root's test up for long enough there.
 		our_tests | grep -vxF -e "$ONLY_SHADOW" -e x86/first_shadow_root_test -e "$(printf '%s\n' "${UNTRIED[@]}")" | shorter

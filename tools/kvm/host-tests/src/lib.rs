@@ -25,6 +25,12 @@ pub mod populate {
     pub mod cursor;
 }
 
+/// What mapping segments to the address space of a vCPU means for its memslots.
+#[path = "../../../../rust/kvm/gmap"]
+pub mod gmap {
+    pub mod segments;
+}
+
 /// Memory areas that a guest shares with its hypervisor.
 #[path = "../../../../rust/kvm/areas"]
 pub mod areas {
