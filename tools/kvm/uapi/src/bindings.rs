@@ -183,6 +183,26 @@ const _: () = {
     ["Offset of field: kvm_memory_mapping::source"]
         [::std::mem::offset_of!(kvm_memory_mapping, source) - 24usize];
 };
+#[doc = " struct kvm_s390_ucas_mapping - argument of KVM_S390_UCAS_MAP and\n\tKVM_S390_UCAS_UNMAP\n @user_addr: user address of the memory; KVM_S390_UCAS_UNMAP ignores it\n @vcpu_addr: guest physical address in the vCPU's address space\n @length: size in bytes, not 0\n\n All of them are multiples of 1 MiB."]
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
+pub struct kvm_s390_ucas_mapping {
+    pub user_addr: __u64,
+    pub vcpu_addr: __u64,
+    pub length: __u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of kvm_s390_ucas_mapping"][::std::mem::size_of::<kvm_s390_ucas_mapping>() - 24usize];
+    ["Alignment of kvm_s390_ucas_mapping"]
+        [::std::mem::align_of::<kvm_s390_ucas_mapping>() - 8usize];
+    ["Offset of field: kvm_s390_ucas_mapping::user_addr"]
+        [::std::mem::offset_of!(kvm_s390_ucas_mapping, user_addr) - 0usize];
+    ["Offset of field: kvm_s390_ucas_mapping::vcpu_addr"]
+        [::std::mem::offset_of!(kvm_s390_ucas_mapping, vcpu_addr) - 8usize];
+    ["Offset of field: kvm_s390_ucas_mapping::length"]
+        [::std::mem::offset_of!(kvm_s390_ucas_mapping, length) - 16usize];
+};
 #[doc = " struct kvm_area_info - argument of KVM_USERSPACE_REGISTER_MEM_AREA\n @enabled: 1 if the VMM serves areas, 0 if it does not\n @pad: must be 0"]
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq)]

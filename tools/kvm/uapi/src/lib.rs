@@ -2,7 +2,8 @@
 
 //! KVM's guest-memory ioctls for users of [`kvm_ioctls`]:
 //! `KVM_SET_USER_MEMORY_REGION_LIST` updates many memslots in one step,
-//! `KVM_MAP_MEMORY` populates guest memory before the guest needs it, and
+//! `KVM_MAP_MEMORY` populates guest memory before the guest needs it,
+//! `KVM_S390_UCAS_MAP` gives each vCPU a memory map of its own, and
 //! `KVM_EXIT_X86_MSR_OP` tells a VMM of memory that the guest shares with it.
 //!
 //! A VMM that resizes, splits or moves a memslot with single ioctls leaves the
@@ -12,6 +13,9 @@
 //!
 //! A guest that touches memory for the first time leaves guest mode for each
 //! page. Populated memory is mapped already.
+//!
+//! In a VM whose vCPUs have address spaces of their own, a world is a vCPU and what
+//! this process maps for it, which any thread may change while the vCPU runs.
 //!
 //! A guest that shares an area of memory with its VMM needs no exit to tell it
 //! something, or to be told.
@@ -23,6 +27,9 @@
 //! | | [`VmFdMemoryExt`] | the ioctl, on [`VmFd`](kvm_ioctls::VmFd) |
 //! | populate | [`Mapping`] | guest memory that remains to be populated |
 //! | | [`VcpuFdMemoryExt`] | the ioctl, on [`VcpuFd`](kvm_ioctls::VcpuFd): one step, all steps, or an iterator over the steps |
+//! | gmap | [`VcpuAddressSpace`] | the address space of a vCPU, and what it keeps mapped |
+//! | | [`Memory`], [`Part`] | memory that address spaces can map |
+//! | | [`VcpuFdGmapExt`] | what a vCPU has missed |
 //! | areas | [`VcpuFdAreaExt`] | the exit with which a guest shares an area, on [`VcpuFd`](kvm_ioctls::VcpuFd): a request that must be answered |
 //! | | [`offer_areas`] | the CPUID bit that lets a guest do that |
 //! | all | [`Stats`], [`Counter`] | KVM's statistics, for example the number of page faults that the guest took |
@@ -81,6 +88,7 @@
 //! ```
 
 mod areas;
+mod gmap;
 mod memslots;
 mod populate;
 mod reason;
@@ -98,6 +106,9 @@ mod vm;
 pub mod bindings;
 
 pub use areas::{offer_areas, Answer, Area, CustomResult, Request, VcpuFdAreaExt, MSR_OP_EXIT};
+pub use gmap::{
+    GmapError, HostMemory, Memory, Part, VcpuAddressSpace, VcpuFdGmapExt, SEGMENT_SIZE,
+};
 pub use memslots::{EntryError, Error, Flags, MemslotUpdate, Memslots, Region, RegionList, Slot};
 pub use populate::{Access, Mapping, PopulateError, PopulateSteps, Progress, VcpuFdMemoryExt};
 pub use reason::{Field, Reason, PAGE_SIZE};

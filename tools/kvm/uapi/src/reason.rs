@@ -7,17 +7,19 @@ use std::fmt;
 /// Bytes in a page of the guest: the unit of every address and size.
 pub const PAGE_SIZE: u64 = 4096;
 
-/// A field of a [`Region`](crate::Region) or a [`Mapping`](crate::Mapping), for
-/// errors.
+/// A field of a [`Region`](crate::Region), a [`Mapping`](crate::Mapping) or a
+/// [`Part`](crate::Part), for errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
     /// [`Region::guest_phys_addr`](crate::Region::guest_phys_addr) or
     /// [`Mapping::guest_phys_addr`](crate::Mapping::guest_phys_addr)
     GuestPhysAddr,
-    /// [`Region::memory_size`](crate::Region::memory_size) or
-    /// [`Mapping::memory_size`](crate::Mapping::memory_size)
+    /// [`Region::memory_size`](crate::Region::memory_size),
+    /// [`Mapping::memory_size`](crate::Mapping::memory_size) or
+    /// [`Part::size`](crate::Part::size)
     MemorySize,
-    /// [`Region::userspace_addr`](crate::Region::userspace_addr)
+    /// [`Region::userspace_addr`](crate::Region::userspace_addr) or
+    /// [`Part::userspace_addr`](crate::Part::userspace_addr)
     UserspaceAddr,
     /// [`Mapping::source`](crate::Mapping::source)
     Source,
@@ -38,8 +40,8 @@ impl fmt::Display for Field {
     }
 }
 
-/// What is wrong with an entry of a [`RegionList`](crate::RegionList), or with
-/// a [`Mapping`](crate::Mapping).
+/// What is wrong with an entry of a [`RegionList`](crate::RegionList), with a
+/// [`Mapping`](crate::Mapping), or with a [`Part`](crate::Part).
 ///
 /// # Example
 ///
@@ -67,6 +69,17 @@ pub enum Reason {
         /// Its value.
         value: u64,
     },
+    /// A value is not a multiple of [`SEGMENT_SIZE`](crate::SEGMENT_SIZE).
+    #[error("{field} {value:#x} is not a multiple of 1 MiB")]
+    UnalignedSegment {
+        /// Which field.
+        field: Field,
+        /// Its value.
+        value: u64,
+    },
+    /// A [`Part`](crate::Part) is not inside of its memory.
+    #[error("the part is not inside of the memory")]
+    NotInside,
     /// `memory_size`, in bytes, is more than 2^31 - 1 pages.
     #[error("memory_size {0:#x} is more than 2^31 - 1 pages")]
     TooLarge(u64),

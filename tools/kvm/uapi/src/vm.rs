@@ -6,6 +6,7 @@
 use std::os::raw::c_ulong;
 
 use bitflags::bitflags;
+use kvm_bindings::KVM_CAP_S390_UCONTROL;
 use kvm_ioctls::VmFd;
 use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::ioctl_with_ref;
@@ -15,6 +16,7 @@ use crate::bindings::{
     KVM_CAP_USER_MEMORY_REGION_LIST_FIELDS, KVM_MEMORY_REGION_LIST_DIRTY_BITMAP,
     KVM_MEMORY_REGION_LIST_GUEST_MEMFD, KVM_USERSPACE_REGISTER_MEM_AREA,
 };
+use crate::gmap::{self, GmapError};
 use crate::memslots::{ioctl, Error, MemslotUpdate, RegionList};
 
 bitflags! {
@@ -71,6 +73,38 @@ pub trait VmFdMemoryExt {
     /// Whether vCPUs can populate memory with
     /// [`VcpuFdMemoryExt`](crate::VcpuFdMemoryExt) (`KVM_CAP_MAP_MEMORY`).
     fn can_populate(&self) -> bool;
+
+    /// How many vCPUs a VM may have if each has an address space of its own, 0 if
+    /// this kernel or this VM cannot have that (`KVM_CAP_S390_UCONTROL`).
+    fn max_vcpu_address_spaces(&self) -> usize;
+
+    /// Gives each vCPU of the VM an address space of its own, which
+    /// [`VcpuAddressSpace`](crate::VcpuAddressSpace) maps. The VM must not have a vCPU,
+    /// a memslot or an irqchip yet, and cannot have memslots or an irqchip from then
+    /// on.
+    ///
+    /// # Errors
+    ///
+    /// [`GmapError::Invalid`].
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use kvm_ioctls::Kvm;
+    /// use kvm_memory_uapi::{GmapError, VmFdMemoryExt};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let vm = Kvm::new()?.create_vm()?;
+    /// let result = vm.enable_vcpu_address_spaces();
+    /// if vm.max_vcpu_address_spaces() > 0 {
+    ///     assert_eq!(result, Ok(()));
+    /// } else {
+    ///     assert_eq!(result, Err(GmapError::Invalid));
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn enable_vcpu_address_spaces(&self) -> Result<(), GmapError>;
 
     /// Whether the kernel has memory areas that guests share
     /// (`KVM_CAP_REGISTER_MEM_AREA`).
@@ -195,6 +229,15 @@ impl VmFdMemoryExt for VmFd {
 
     fn can_populate(&self) -> bool {
         self.check_extension_raw(c_ulong::from(KVM_CAP_MAP_MEMORY)) > 0
+    }
+
+    fn max_vcpu_address_spaces(&self) -> usize {
+        let n = self.check_extension_raw(c_ulong::from(KVM_CAP_S390_UCONTROL));
+        usize::try_from(n).unwrap_or(0)
+    }
+
+    fn enable_vcpu_address_spaces(&self) -> Result<(), GmapError> {
+        gmap::enable(self)
     }
 
     fn can_serve_areas(&self) -> bool {

@@ -66,6 +66,16 @@ fn mapping_is_four_words() {
 }
 
 #[test]
+fn address_space_mapping_is_three_words() {
+    type Mapping = kvm_s390_ucas_mapping;
+
+    assert_eq!((size_of::<Mapping>(), align_of::<Mapping>()), (24, 8));
+    assert_eq!(offset_of!(Mapping, user_addr), 0);
+    assert_eq!(offset_of!(Mapping, vcpu_addr), 8);
+    assert_eq!(offset_of!(Mapping, length), 16);
+}
+
+#[test]
 fn a_descriptor_has_24_bytes_and_an_exit_32() {
     type Desc = kvm_memory_area;
     type Op = kvm_x86_msr_op;

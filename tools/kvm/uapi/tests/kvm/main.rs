@@ -4,6 +4,7 @@
 //! in the test VM.
 
 mod areas;
+mod gmap;
 mod guest;
 mod memslots;
 mod populate;
