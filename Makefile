@@ -7,7 +7,7 @@ FLAVOUR ?= rust
 override CMD := $(value CMD)
 export CACHE KSRC TOOLCHAIN MIRROR JOBS OUT FLAVOUR VENDOR SMP MEM SHARE FILES CMD TIMEOUT ACCEL CONSOLE BUILD SIGNOFF
 
-.PHONY: help demo demo-areas bench test test-all host-test lint selftests upstream-selftests test-intel check-configs kernel vm apply unapply series \
+.PHONY: help demo demo-ucas demo-areas bench test test-all host-test lint selftests upstream-selftests test-intel check-configs kernel vm apply unapply series \
 	shell clean
 
 help: ## this list
@@ -33,12 +33,16 @@ demo: ## a guest in memslots that are resized, split, merged and moved under it
 	@$B/kernel.sh rust
 	@FLAVOUR=rust $B/program.sh sample-vmm demo --svg /mnt/share/demo.svg
 
+demo-ucas: ## vCPUs with memory of their own, a pager that fills it, and a vCPU that looks into it
+	@$B/kernel.sh rust
+	@FLAVOUR=rust $B/program.sh sample-vmm worlds --svg /mnt/share/worlds.svg
+
 demo-areas: ## Linux in the sample VMM: heartbeat, record of a panic and steal time in memory that both share
 	@$B/kernel.sh rust
 	@FLAVOUR=rust $B/program.sh sample-vmm areas --kernel '$$KVM_MODULES/rust/bzImage' --module '$$KVM_MODULES/rust/kvm_areas.ko' \
 		--svg /mnt/share/areas.svg
 
-bench: ## C against Rust, list against single ioctls, populating against page faults, in one boot
+bench: ## C against Rust, list against single ioctls, populating against page faults, worlds against VMs, in one boot
 	@$B/kernel.sh rust c
 	@FLAVOUR=rust MEM=$(or $(MEM),8G) $B/program.sh kvm-memory-bench --svg /mnt/share/bench.svg
 

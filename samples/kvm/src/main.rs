@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
-//! A small VMM that shows what updates of memslots do to a running guest, and what
-//! populating guest memory saves a guest.
+//! A small VMM that shows what updates of memslots do to a running guest, what
+//! populating guest memory saves a guest, and vCPUs with memory of their own.
 //!
 //! `sample-vmm demo` runs a guest whose page tables, code, stacks and data lie
 //! in a memslot, and resizes, splits, merges and moves that slot under it, in
@@ -24,14 +24,19 @@
 //! `--populate` does the same for the guests of the demo. `prefault` is another name
 //! of both.
 //!
+//! `sample-vmm worlds` runs several worlds in one VM: vCPUs with memory of their own,
+//! which a pager fills when they need it, and a vCPU that looks into them while they
+//! run.
+//!
 //! | file | holds |
 //! |---|---|
 //! | `main.rs` | the command line |
+//! | `gmap/` | `sample-vmm worlds` |
 //! | `memslots/` | `sample-vmm demo` |
 //! | `populate/` | `sample-vmm populate` |
 //! | `areas/` | `sample-vmm areas`: what Linux in the VM shares with the VMM |
 //! | `linux/` | a machine that boots Linux |
-//! | `vcpu.rs` | a vCPU in 64-bit mode, for the guests of `memslots/` and `populate/` |
+//! | `vcpu.rs` | a vCPU in 64-bit mode, for the guests of `gmap/`, `memslots/` and `populate/` |
 //! | `kick.rs` | how a vCPU leaves `KVM_RUN` for another thread |
 
 // A program has no public items: `pub` is for its other modules.
@@ -41,6 +46,7 @@
 compile_error!("the guest is x86-64 code, and KVM is Linux");
 
 mod areas;
+mod gmap;
 mod kick;
 mod linux;
 mod memslots;
@@ -62,7 +68,8 @@ use populate::experiment;
 #[derive(Parser)]
 #[command(
     version,
-    about = "What updates of memslots do to a running guest, and what populating its memory saves"
+    about = "What updates of memslots do to a running guest, what populating its memory saves, and \
+             vCPUs with memory of their own"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -126,6 +133,22 @@ enum Command {
         /// Fill the memory from a buffer of the same size.
         #[arg(long)]
         source: bool,
+    },
+    /// Run vCPUs with memory of their own, which is filled when they need it, and a
+    /// vCPU that looks into it.
+    Worlds {
+        /// Worlds, each of which is a vCPU.
+        #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=64))]
+        workers: u64,
+        /// Segments of 1 MiB that each of them visits, a power of 2.
+        #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
+        segments: u64,
+        /// How often it visits each.
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
+        passes: u64,
+        /// Write the chart to this SVG file.
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
     },
 }
 
@@ -197,6 +220,12 @@ fn main() -> ExitCode {
             vcpus,
             source,
         } => experiment::compare(&kvm, vcpus, size, source),
+        Command::Worlds {
+            workers,
+            segments,
+            passes,
+            svg,
+        } => gmap::experiment::run(&kvm, workers, segments, passes, svg.as_deref()),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -47,6 +47,7 @@ step "selftests" env FLAVOUR=rust "$here/selftests.sh" ours
 step "upstream's selftests, Rust against C" "$here/selftests.sh" upstream
 step "QEMU boots Linux" env FLAVOUR=rust CMD=guest-qemu "$here/vm.sh"
 step "demo, short" env FLAVOUR=rust "$here/program.sh" sample-vmm demo --quick
+step "vCPUs with memory of their own" env FLAVOUR=rust "$here/program.sh" sample-vmm worlds
 # shellcheck disable=SC2016  # the VM has the variable
 step "Linux shares memory areas" env FLAVOUR=rust "$here/program.sh" sample-vmm areas --quick \
 	--kernel '$KVM_MODULES/rust/bzImage' --module '$KVM_MODULES/rust/kvm_areas.ko'
