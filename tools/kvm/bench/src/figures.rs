@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 
-//! What the tables and pictures of both families share.
+//! What the tables and pictures of the families share.
 
 use anyhow::Result;
 use plotters::coord::Shift;

@@ -5,8 +5,9 @@
 //! loses when its slots are split and merged (`memslots/reshape/`): while its vCPUs
 //! are paused, and by one list. Measures what it costs to populate guest memory
 //! (`populate/`): by `KVM_MAP_MEMORY`, by `KVM_PRE_FAULT_MEMORY` and by the guest
-//! itself. Measures what it costs a guest to share memory areas (`areas/`): with
-//! KVM, with the VMM, and with a VMM that uses the MSR filter instead.
+//! itself. Measures what address spaces of vCPUs cost (`gmap/`). Measures what it
+//! costs a guest to share memory areas (`areas/`): with KVM, with the VMM, and with
+//! a VMM that uses the MSR filter instead.
 //!
 //! All measurements run in one boot of one machine. The module sets, or the ways
 //! to populate, take turns in each round, so that a load that slows the machine
@@ -14,15 +15,16 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `memslots/run.rs`, `populate/run.rs` | all measurements of the family |
-//! | `memslots/measure.rs`, `populate/measure.rs` | one measurement |
-//! | `memslots/report.rs`, `populate/report.rs` | results, table and picture |
+//! | `memslots/run.rs`, `populate/run.rs`, `gmap/run.rs` | all measurements of the family |
+//! | `memslots/measure.rs`, `populate/measure.rs`, `gmap/measure.rs` | one measurement |
+//! | `memslots/report.rs`, `populate/report.rs`, `gmap/report.rs` | results, table and picture |
 //! | `memslots/reshape/` | what a running guest loses: a table of its files is in `mod.rs` |
 //! | `areas/run.rs`, `areas/guest.rs`, `areas/report.rs` | measurements, the guest, and table |
 //! | `areas/case.rs` | what the guest does |
 //! | `populate/case.rs` | what is populated, and by what |
 //! | `populate/guest.rs`, `populate/memory.rs` | the guest, and its memory |
-//! | `figures.rs` | numbers and drawing that both families share |
+//! | `gmap/world.rs` | vCPUs with address spaces, and their guest |
+//! | `figures.rs` | numbers and drawing that the families share |
 //! | `flavour.rs` | loads KVM's C code or the Rust core |
 //! | `progress.rs` | lines on stderr |
 //! | `vcpu.rs` | the mode that all guests begin in |
@@ -30,6 +32,7 @@
 mod areas;
 mod figures;
 mod flavour;
+mod gmap;
 mod memslots;
 mod populate;
 mod progress;
@@ -41,7 +44,7 @@ use anyhow::Result;
 use clap::{Parser, ValueEnum};
 
 /// Measure the cost of memslot updates, in C, in Rust and as a list, of
-/// populating guest memory, and of memory areas.
+/// populating guest memory, of address spaces of vCPUs, and of memory areas.
 ///
 /// Runs as root where both sets of KVM modules can be loaded: in the test VM.
 #[derive(Parser)]
@@ -74,6 +77,7 @@ enum Group {
     Reshape,
     Endure,
     Populate,
+    Ucas,
     Areas,
 }
 
@@ -96,6 +100,9 @@ fn main() -> Result<()> {
     }
     if measures(Group::Areas) {
         areas::run(quick, rounds, flavour)?;
+    }
+    if measures(Group::Ucas) {
+        gmap::run(quick, rounds, flavour)?;
     }
     Ok(())
 }
