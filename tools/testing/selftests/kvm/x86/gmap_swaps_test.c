@@ -6,7 +6,7 @@
  *
  *	gmap_swaps_test [CHANGES]
  *
- * The wrap takes 131072 changes, which takes minutes where KVM itself is emulated.
+ * The wrap takes 65536 changes, which takes minutes where KVM itself is emulated.
  * By default, the test makes fewer.
  */
 #include <stdlib.h>
@@ -14,8 +14,11 @@
 #include "gmap_guest.h"
 #include "kselftest.h"
 
-/* The generation in an SPTE has 18 bits; a change counts it on by 2. */
-#define WRAP_CHANGES	BIT(17)
+/*
+ * The generation in an SPTE has 18 bits.  A swap counts it on by 2, and a map that
+ * replaces another takes two swaps.
+ */
+#define WRAP_CHANGES	BIT(16)
 #define DEFAULT_CHANGES	3000
 
 #define NR_PAGES	64
