@@ -32,17 +32,30 @@ static u64 *word(const struct world *w, int segment)
 	return (u64 *)(w->mem + segment * SEGMENT);
 }
 
+FIXTURE(isolation)
+{
+	struct kvm_vm *vm;
+};
+
+FIXTURE_SETUP(isolation)
+{
+	kvm_set_files_rlimit(max_ucas_vcpus());
+	self->vm = gmap_vm_create();
+}
+
+FIXTURE_TEARDOWN(isolation)
+{
+	kvm_vm_free(self->vm);
+}
+
 /* All vCPUs that the VM may have.  Their ids go the other way than their indexes. */
-static struct kvm_vm *create_worlds(void)
+static void create_worlds(struct kvm_vm *vm)
 {
 	const int nr = max_ucas_vcpus();
 	const int chosen[NR_CHOSEN] = { 0, 1, 31, 32, 63, 64, nr - 1 };
-	struct kvm_vm *vm;
 	struct world *w;
 	int i, s, next = 0;
 
-	kvm_set_files_rlimit(nr);
-	vm = gmap_vm_create();
 	for (i = 0; i < nr; i++) {
 		if (i != chosen[next]) {
 			__vm_vcpu_add(vm, nr - 1 - i);
@@ -56,7 +69,6 @@ static struct kvm_vm *create_worlds(void)
 		for (s = 0; s < NR_SEGMENTS; s++)
 			*word(w, s) = tag(w, s);
 	}
-	return vm;
 }
 
 static void check_world(struct world *w)
@@ -78,14 +90,14 @@ static void check_all(void)
 }
 
 /* The same guest address is different memory to each vCPU. */
-TEST(all_vcpus)
+TEST_F_TIMEOUT(isolation, all_vcpus, 300)
 {
-	struct kvm_vm *vm = create_worlds();
 	struct world *w, *other;
 	int i;
 
+	create_worlds(self->vm);
 	/* There are no more. */
-	EXPECT_EQ(-1, __vm_ioctl(vm, KVM_CREATE_VCPU,
+	EXPECT_EQ(-1, __vm_ioctl(self->vm, KVM_CREATE_VCPU,
 				 (void *)(unsigned long)max_ucas_vcpus()));
 	EXPECT_EQ(EINVAL, errno);
 
@@ -113,7 +125,6 @@ TEST(all_vcpus)
 		gmap_map(w->vcpu, w->mem, DATA_GPA, NR_SEGMENTS * SEGMENT);
 		check_all();
 	}
-	kvm_vm_free(vm);
 }
 
 /* Guest and host share these. */
@@ -174,22 +185,20 @@ static void run_for(struct kvm_vcpu *vcpu, u64 ns)
  * TLB, and is not kicked out of the guest.  The host's timer makes it exit as well:
  * it must exit about as often as beside a vCPU whose map does not change.
  */
-TEST(bystander)
+TEST_F_TIMEOUT(isolation, bystander, 300)
 {
 	struct kvm_vcpu *changed, *bystander;
 	struct bystander before, after, victim;
 	struct timespec start;
 	u64 rounds, exits, others, ns;
-	struct kvm_vm *vm;
 	pthread_t thread;
 	u8 *mem[2];
 	int cpus[2];
 	int i;
 
 	find_two_cpus(cpus);
-	vm = gmap_vm_create();
-	changed = gmap_guest_add(vm, 0);
-	bystander = gmap_guest_add(vm, 1);
+	changed = gmap_guest_add(self->vm, 0);
+	bystander = gmap_guest_add(self->vm, 1);
 	for (i = 0; i < 2; i++)
 		mem[i] = segments_alloc(1);
 	gmap_map(changed, mem[0], DATA_GPA, SEGMENT);
@@ -229,19 +238,17 @@ TEST(bystander)
 	EXPECT_EQ(before.faults, after.faults);
 	EXPECT_EQ(before.flushes, after.flushes);
 	EXPECT_LT(exits, others + NR_REMAPS / 2);
-	kvm_vm_free(vm);
 }
 
 /* The same memory at different addresses of different vCPUs. */
-TEST(shared_memory)
+TEST_F(isolation, shared_memory)
 {
-	struct kvm_vm *vm = gmap_vm_create();
 	struct kvm_vcpu *vcpus[3];
 	u8 *mem = segments_alloc(2);
 	u64 i, j;
 
 	for (i = 0; i < 3; i++) {
-		vcpus[i] = gmap_guest_add(vm, i);
+		vcpus[i] = gmap_guest_add(self->vm, i);
 		gmap_map(vcpus[i], mem, DATA_GPA + i * SZ_16M, 2 * SEGMENT);
 	}
 	for (i = 0; i < 3; i++) {
@@ -251,7 +258,6 @@ TEST(shared_memory)
 						    SEGMENT));
 		run_read_hole(vcpus[i], DATA_GPA + (i + 1) % 3 * SZ_16M);
 	}
-	kvm_vm_free(vm);
 }
 
 int main(int argc, char *argv[])
