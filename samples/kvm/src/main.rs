@@ -225,7 +225,7 @@ fn main() -> ExitCode {
             segments,
             passes,
             svg,
-        } => gmap::experiment::run(&kvm, workers, segments, passes, svg.as_deref()),
+        } => gmap::demo::run(&kvm, workers, segments, passes, svg.as_deref()),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

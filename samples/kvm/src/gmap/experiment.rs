@@ -2,7 +2,6 @@
 //! Runs workers, pager and monitor, and checks the results.
 
 use std::{
-    path::Path,
     sync::{
         atomic::{AtomicUsize, Ordering},
         Arc,
@@ -18,7 +17,6 @@ use kvm_memory_uapi::{Memory, Part, VcpuFdGmapExt, VmFdMemoryExt, SEGMENT_SIZE};
 use crate::gmap::{
     guest::{self, Program, MAX_SEGMENTS, PORT, WINDOW},
     pager::{pager, Pager},
-    report,
     world::World,
 };
 
@@ -39,8 +37,13 @@ pub struct Outcome {
 }
 
 /// Runs so many workers, each of which visits so many segments so many times, and a
-/// monitor. Fails if a worker's result or what the monitor has seen is wrong.
-pub fn run(kvm: &Kvm, workers: u64, segments: u64, passes: u64, svg: Option<&Path>) -> Result<()> {
+/// monitor. Returns the outcome of each worker, and what the monitor has read.
+pub fn run(
+    kvm: &Kvm,
+    workers: u64,
+    segments: u64,
+    passes: u64,
+) -> Result<(Vec<Outcome>, Vec<Reading>)> {
     ensure!(
         segments.is_power_of_two() && segments <= MAX_SEGMENTS,
         "--segments must be a power of 2, at most {MAX_SEGMENTS}"
@@ -65,7 +68,7 @@ pub fn run(kvm: &Kvm, workers: u64, segments: u64, passes: u64, svg: Option<&Pat
 
     let running = AtomicUsize::new(worlds.len());
     let start = Instant::now();
-    let (outcomes, readings) = thread::scope(|scope| -> Result<_> {
+    let (mut outcomes, readings) = thread::scope(|scope| -> Result<_> {
         let (pager, requests) = pager(segments);
         scope.spawn(move || requests.serve());
         let workers: Vec<_> = (0..)
@@ -88,21 +91,12 @@ pub fn run(kvm: &Kvm, workers: u64, segments: u64, passes: u64, svg: Option<&Pat
         Ok((outcomes, readings))
     })?;
 
-    let mut outcomes = outcomes;
     for (id, outcome) in (0..).zip(&mut outcomes) {
         outcome.is_right &= outcome.visits == segments * passes
             && outcome.answers.len() as u64 == segments
             && never_back(&readings, id, outcome.visits);
     }
-    print!("{}", report::table(&outcomes, &readings));
-    if let Some(path) = svg {
-        report::svg(&outcomes, &readings, path)?;
-    }
-    ensure!(
-        outcomes.iter().all(|outcome| outcome.is_right),
-        "a world is not what it should be, see the table"
-    );
-    Ok(())
+    Ok((outcomes, readings))
 }
 
 /// Whether what the monitor has read of a world's counter only ever grows, up to

@@ -4,13 +4,15 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | `demo.rs` | runs the experiment, and shows what it has found |
 //! | `guest.rs` | the programs of workers and monitor |
 //! | `world.rs` | a vCPU with its address space |
 //! | `pager.rs` | the thread that fills segments when a worker misses them |
 //! | `experiment.rs` | runs workers, pager and monitor, and checks the results |
 //! | `report.rs` | the table and the chart |
 
-pub mod experiment;
+pub mod demo;
+mod experiment;
 mod guest;
 mod pager;
 mod report;
