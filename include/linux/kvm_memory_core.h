@@ -222,10 +222,12 @@ int kvm_mem_area_complete(struct kvm_vcpu *vcpu);
 int kvm_vm_ioctl_register_mem_area(struct kvm *kvm, void __user *argp);
 
 /* rust/kvm/areas/x86.c */
+bool kvm_mem_area_is_running(struct kvm_vcpu *vcpu);
 bool kvm_mem_area_read_desc(struct kvm_vcpu *vcpu, gpa_t gpa, void *desc);
 bool kvm_mem_area_write_result(struct kvm_vcpu *vcpu, gpa_t gpa, u8 result);
 bool kvm_mem_area_is_memory(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size);
 bool kvm_mem_area_can_write(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size);
+bool kvm_mem_area_can_map(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size);
 bool kvm_mem_area_msr_read(struct kvm_vcpu *vcpu, u32 index, u64 *value);
 bool kvm_mem_area_msr_write(struct kvm_vcpu *vcpu, u32 index, u64 value);
 

@@ -59,6 +59,9 @@ pub trait Vcpu {
     /// Returns whether KVM can write to the first and to the last byte of a range.
     fn can_write(&self, range: Range) -> bool;
 
+    /// Returns whether KVM can map a range, which is within one page.
+    fn can_map(&self, range: Range) -> bool;
+
     /// Reads an MSR. Returns [`None`] if the vCPU does not have it.
     fn read_msr(&self, msr: u32) -> Option<u64>;
 
@@ -153,7 +156,7 @@ fn report(vcpu: &mut impl Vcpu, desc: u64, result: u8) -> Outcome {
 
 fn enable(kind: &KvmType, range: Range, vcpu: &mut impl Vcpu) -> Result<(), Answer> {
     let value = kind.value(range)?;
-    if !vcpu.can_write(range) {
+    if !vcpu.can_write(range) || (kind.is_mapped() && !vcpu.can_map(range)) {
         return Err(Answer::BadAddress);
     }
     if !vcpu.write_msr(kind.msr(), value) {
@@ -165,7 +168,8 @@ fn enable(kind: &KvmType, range: Range, vcpu: &mut impl Vcpu) -> Result<(), Answ
 fn disable(kind: &KvmType, range: Range, vcpu: &mut impl Vcpu) -> Result<(), Answer> {
     let value = kind.value(range)?;
     match vcpu.read_msr(kind.msr()) {
-        None => Err(Answer::Denied),
+        // Where there is no MSR, nothing is registered.
+        None => Err(Answer::NotRegistered),
         Some(current) if current != value => Err(Answer::NotRegistered),
         Some(_) if vcpu.write_msr(kind.msr(), KvmType::DISABLED) => Ok(()),
         Some(_) => Err(Answer::Denied),

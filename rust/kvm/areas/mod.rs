@@ -18,6 +18,8 @@
 //! a vCPU has in flight.
 //!
 //! All of it runs in the vCPU's own read section of `kvm->srcu`, as the WRMSR does that causes it.
+//! A command that KVM meets elsewhere, in L1's list of MSRs for a vCPU that leaves L2 because it is
+//! destroyed, is refused.
 
 pub mod command;
 pub mod descriptor;

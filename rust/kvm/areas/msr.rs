@@ -90,15 +90,22 @@ struct RunningVcpu<'a> {
 }
 
 impl RunningVcpu<'_> {
-    /// Wraps the pointer that C passed in. Returns [`None`] for a null pointer.
+    /// Wraps the pointer that C passed in. Returns [`None`] for a null pointer, and for a vCPU that
+    /// is being destroyed.
     ///
     /// # Safety
     ///
-    /// `vcpu` is null, or fulfils the type's invariant during the lifetime of the result.
+    /// `vcpu` is null, or points during the lifetime of the result to an initialised vCPU that is
+    /// not freed, and that nobody but the current task, which has loaded it, accesses. If the
+    /// vCPU has pinned memslots, that lasts as long, and the task holds the vCPU's mutex.
     unsafe fn from_raw(vcpu: *mut bindings::kvm_vcpu) -> Option<Self> {
-        // INVARIANT: The caller guarantees it.
-        Some(Self {
-            vcpu: NonNull::new(vcpu)?,
+        let vcpu = NonNull::new(vcpu)?;
+        // SAFETY: The caller guarantees that the vCPU is initialised, and the current task's.
+        let is_running = unsafe { bindings::kvm_mem_area_is_running(vcpu.as_ptr()) };
+        // INVARIANT: Memslots are pinned, and are only in a read section of `kvm->srcu` of the
+        // vCPU's. The caller guarantees the rest.
+        is_running.then_some(Self {
+            vcpu,
             _vcpu: PhantomData,
             _task: NotThreadSafe,
         })
@@ -153,6 +160,11 @@ impl Vcpu for RunningVcpu<'_> {
         unsafe { bindings::kvm_mem_area_can_write(self.as_ptr(), range.base(), range.size()) }
     }
 
+    fn can_map(&self, range: Range) -> bool {
+        // SAFETY: As in `is_memory()`.
+        unsafe { bindings::kvm_mem_area_can_map(self.as_ptr(), range.base(), range.size()) }
+    }
+
     fn read_msr(&self, msr: u32) -> Option<u64> {
         let mut value = 0;
         // SAFETY: By the type invariant the vCPU is loaded. `value` may be written to.
@@ -189,9 +201,9 @@ fn to_msr_result(outcome: Outcome) -> c_int {
 ///
 /// # Safety
 ///
-/// `vcpu` points to an initialised vCPU that the current task has loaded, and whose mutex it holds.
-/// Unless the host initiated the write, the task is in a read section of `kvm->srcu`. `msr` points
-/// to an access of one of these MSRs.
+/// `vcpu` points to an initialised vCPU that nobody but the current task, which has loaded it,
+/// accesses. If the vCPU has pinned memslots, the task holds the vCPU's mutex. `msr` points to an
+/// access of one of these MSRs.
 #[export]
 pub unsafe extern "C" fn kvm_mem_area_set_msr(
     vcpu: *mut bindings::kvm_vcpu,
@@ -199,7 +211,7 @@ pub unsafe extern "C" fn kvm_mem_area_set_msr(
 ) -> c_int {
     // SAFETY: The caller guarantees that `msr` points to an access.
     let msr = unsafe { &*msr };
-    // SAFETY: The caller guarantees that the vCPU is loaded, and its mutex held.
+    // SAFETY: The caller guarantees that the vCPU is initialised, and the current task's.
     if !unsafe { has_feature(vcpu) } {
         return bindings::kvm_mem_area_msr_KVM_MEM_AREA_MSR_UNSUPPORTED as c_int;
     }
@@ -207,8 +219,9 @@ pub unsafe extern "C" fn kvm_mem_area_set_msr(
     if msr.host_initiated {
         return to_msr_result(Outcome::Fault);
     }
-    // SAFETY: The caller guarantees the invariant of `RunningVcpu` for accesses by the guest.
+    // SAFETY: The caller guarantees what the function asks for.
     let Some(mut vcpu) = (unsafe { RunningVcpu::from_raw(vcpu) }) else {
+        // The vCPU leaves L2 because it is destroyed.
         return to_msr_result(Outcome::Fault);
     };
     let command = match msr.index {
@@ -217,6 +230,8 @@ pub unsafe extern "C" fn kvm_mem_area_set_msr(
     };
     let outcome = command.run(msr.data, &mut vcpu);
     if let Outcome::Ask(area) = outcome {
+        // L1's lists of MSRs do not ask, and so store this for nothing. They are loaded around L2,
+        // and an exit that is pending belongs to L1: VMX has L1 intercept WRMSR of these in L2.
         vcpu.set_op(question(msr, area));
     }
     to_msr_result(outcome)
@@ -240,10 +255,10 @@ fn question(msr: &bindings::msr_data, area: Option<Area>) -> bindings::kvm_x86_m
 ///
 /// # Safety
 ///
-/// `vcpu` points to an initialised vCPU, whose mutex the current task holds.
+/// `vcpu` points to an initialised vCPU that nobody but the current task accesses.
 #[export]
 pub unsafe extern "C" fn kvm_mem_area_get_msr(vcpu: *mut bindings::kvm_vcpu) -> c_int {
-    // SAFETY: The caller guarantees that the vCPU is initialised, and its mutex held.
+    // SAFETY: The caller guarantees that the vCPU is initialised, and the current task's.
     let result = if unsafe { has_feature(vcpu) } {
         bindings::kvm_mem_area_msr_KVM_MEM_AREA_MSR_FAULT
     } else {
@@ -260,7 +275,7 @@ pub unsafe extern "C" fn kvm_mem_area_get_msr(vcpu: *mut bindings::kvm_vcpu) -> 
 /// As for `kvm_mem_area_set_msr()`.
 #[export]
 pub unsafe extern "C" fn kvm_mem_area_exit(vcpu: *mut bindings::kvm_vcpu) {
-    // SAFETY: The caller guarantees the invariant of `RunningVcpu`.
+    // SAFETY: The caller guarantees what the function asks for.
     let Some(vcpu) = (unsafe { RunningVcpu::from_raw(vcpu) }) else {
         return;
     };
@@ -281,7 +296,7 @@ pub unsafe extern "C" fn kvm_mem_area_exit(vcpu: *mut bindings::kvm_vcpu) {
 /// As for `kvm_mem_area_set_msr()`.
 #[export]
 pub unsafe extern "C" fn kvm_mem_area_complete(vcpu: *mut bindings::kvm_vcpu) -> c_int {
-    // SAFETY: The caller guarantees the invariant of `RunningVcpu`.
+    // SAFETY: The caller guarantees what the function asks for.
     let Some(mut vcpu) = (unsafe { RunningVcpu::from_raw(vcpu) }) else {
         return to_msr_result(Outcome::Fault);
     };
@@ -312,10 +327,10 @@ pub unsafe extern "C" fn kvm_mem_area_complete(vcpu: *mut bindings::kvm_vcpu) ->
 ///
 /// # Safety
 ///
-/// `vcpu` points to an initialised vCPU, whose mutex the current task holds.
+/// `vcpu` points to an initialised vCPU that nobody but the current task accesses.
 unsafe fn has_feature(vcpu: *mut bindings::kvm_vcpu) -> bool {
-    // SAFETY: The caller guarantees that the vCPU is initialised. The field changes only with
-    // the vCPU's mutex held.
+    // SAFETY: The caller guarantees that the vCPU is initialised, and that nobody changes the
+    // field meanwhile.
     let features = unsafe { (*vcpu).arch.pv_cpuid.features };
     features & (1 << bindings::KVM_FEATURE_MEM_AREA) != 0
 }

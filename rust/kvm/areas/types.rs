@@ -27,6 +27,7 @@ const WALL_CLOCK: KvmType = KvmType {
     size: 12,
     align: 4,
     one_page: false,
+    mapped: false,
 };
 
 /// `struct pvclock_vcpu_time_info`, which `MSR_KVM_SYSTEM_TIME_NEW` keeps up to date.
@@ -38,6 +39,7 @@ const SYSTEM_TIME: KvmType = KvmType {
     align: 4,
     // kvm_gpc_activate() fails otherwise, and nobody hears of it.
     one_page: true,
+    mapped: true,
 };
 
 /// `struct kvm_steal_time`, which `MSR_KVM_STEAL_TIME` keeps up to date.
@@ -48,6 +50,7 @@ const STEAL_TIME: KvmType = KvmType {
     size: 64,
     align: 64,
     one_page: true,
+    mapped: false,
 };
 
 /// `KVM_MSR_ENABLED`
@@ -67,6 +70,8 @@ pub struct KvmType {
     align: u64,
     /// Whether the area must not cross a page.
     one_page: bool,
+    /// Whether KVM maps the area, and does not access it through userspace's mapping.
+    mapped: bool,
 }
 
 /// Who serves a type.
@@ -103,6 +108,11 @@ impl KvmType {
     /// Returns the MSR that the type stands for.
     pub const fn msr(&self) -> u32 {
         self.msr
+    }
+
+    /// Returns whether KVM must be able to map the area.
+    pub const fn is_mapped(&self) -> bool {
+        self.mapped
     }
 
     /// Returns the MSR's value for an area.

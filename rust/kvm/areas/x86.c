@@ -22,8 +22,44 @@ static_assert(KVM_MEM_AREA_MSR_ASK == KVM_MSR_RET_MEM_AREA);
 static_assert(sizeof(struct kvm_memory_area) <= KVM_MEM_AREA_DESC_ALIGN);
 
 /*
+ * Whether the vCPU does this in an ioctl that can have it access guest memory:
+ * KVM_RUN, or one that makes it leave L2.  Those pin memslots, see
+ * kvm_vcpu_srcu_read_lock().
+ *
+ * VMX loads L1's list of MSRs whenever a vCPU leaves L2, also when the vCPU is
+ * destroyed.  Then nothing keeps memslots from going, and the current task can
+ * be one of another process.
+ */
+bool kvm_mem_area_is_running(struct kvm_vcpu *vcpu)
+{
+	return vcpu->____memslots[0] && vcpu->kvm->mm == current->mm;
+}
+
+/*
+ * All that a command looks up is in the memslots that the vCPU has pinned, so
+ * that memory counts as there only if the same memslots have all of it.
+ */
+static struct kvm_memory_slot *area_memslot(struct kvm_vcpu *vcpu, gfn_t gfn)
+{
+	return __gfn_to_memslot(vcpu->____memslots[0], gfn);
+}
+
+/* The address to which KVM can write what is at @gpa, or an error. */
+static unsigned long area_hva(struct kvm_vcpu *vcpu, gpa_t gpa)
+{
+	gfn_t gfn = gpa_to_gfn(gpa);
+	unsigned long hva = gfn_to_hva_memslot(area_memslot(vcpu, gfn), gfn);
+
+	return kvm_is_error_hva(hva) ? hva : hva + offset_in_page(gpa);
+}
+
+/*
  * Whether userspace lets KVM write the byte at @hva.  Its value does not change,
  * also if the guest writes it meanwhile.
+ *
+ * Where memory is encrypted and caches are not coherent with that (SEV without
+ * SME_COHERENT), the line is dirty in the cache without encryption afterwards,
+ * as it is after any write of KVM: the guest must share what it registers.
  */
 static bool can_write_byte(unsigned long hva)
 {
@@ -42,20 +78,33 @@ bool kvm_mem_area_can_write(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size)
 	int i;
 
 	for (i = 0; i < ARRAY_SIZE(ends); i++) {
-		unsigned long hva = gfn_to_hva(vcpu->kvm, gpa_to_gfn(ends[i]));
+		unsigned long hva = area_hva(vcpu, ends[i]);
 
-		if (kvm_is_error_hva(hva) ||
-		    !can_write_byte(hva + offset_in_page(ends[i])))
+		if (kvm_is_error_hva(hva) || !can_write_byte(hva))
 			return false;
 	}
 	return true;
+}
+
+/*
+ * Whether KVM can map all of @size bytes, which are within one page.  It cannot
+ * map all that it can write to, e.g. memory of memfd_secret().
+ */
+bool kvm_mem_area_can_map(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size)
+{
+	struct gfn_to_pfn_cache gpc = {};
+	bool can_map;
+
+	kvm_gpc_init(&gpc, vcpu->kvm);
+	can_map = !kvm_gpc_activate(&gpc, gpa, size);
+	kvm_gpc_deactivate(&gpc);
+	return can_map;
 }
 
 /* Whether the guest has shared memory at all of @size bytes, and can write it. */
 bool kvm_mem_area_is_memory(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size)
 {
 	gpa_t last = gpa + size - 1;
-	struct kvm *kvm = vcpu->kvm;
 	gfn_t gfn, end;
 
 	if (!kvm_vcpu_is_legal_gpa(vcpu, gpa) ||
@@ -65,7 +114,7 @@ bool kvm_mem_area_is_memory(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size)
 	gfn = gpa_to_gfn(gpa);
 	end = gpa_to_gfn(last) + 1;
 	while (gfn < end) {
-		struct kvm_memory_slot *slot = gfn_to_memslot(kvm, gfn);
+		struct kvm_memory_slot *slot = area_memslot(vcpu, gfn);
 		gfn_t slot_end;
 
 		if (!kvm_is_accessible_memslot(slot) ||
@@ -73,10 +122,10 @@ bool kvm_mem_area_is_memory(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size)
 			return false;
 
 		slot_end = min(end, slot->base_gfn + slot->npages);
-		if (!kvm_arch_has_private_mem(kvm))
+		if (!kvm_arch_has_private_mem(vcpu->kvm))
 			gfn = slot_end;
 		for (; gfn < slot_end; gfn++)
-			if (kvm_mem_is_private(kvm, gfn))
+			if (kvm_mem_is_private(vcpu->kvm, gfn))
 				return false;
 	}
 	return true;
@@ -94,16 +143,25 @@ bool kvm_mem_area_read_desc(struct kvm_vcpu *vcpu, gpa_t gpa, void *desc)
 	return kvm_vcpu_is_legal_aligned_gpa(vcpu, gpa, KVM_MEM_AREA_DESC_ALIGN) &&
 	       kvm_mem_area_is_memory(vcpu, gpa, size) &&
 	       kvm_mem_area_can_write(vcpu, result, 1) &&
-	       !kvm_read_guest(vcpu->kvm, gpa, desc, size);
+	       !__copy_from_user(desc, (void __user *)area_hva(vcpu, gpa), size);
 }
 
 /* Since kvm_mem_area_read_desc(), userspace may have taken the memory away. */
 bool kvm_mem_area_write_result(struct kvm_vcpu *vcpu, gpa_t gpa, u8 result)
 {
-	gpa += offsetof(struct kvm_memory_area, result);
+	unsigned long hva;
 
-	return kvm_mem_area_is_memory(vcpu, gpa, sizeof(result)) &&
-	       !kvm_write_guest(vcpu->kvm, gpa, &result, sizeof(result));
+	gpa += offsetof(struct kvm_memory_area, result);
+	if (!kvm_mem_area_is_memory(vcpu, gpa, sizeof(result)))
+		return false;
+
+	hva = area_hva(vcpu, gpa);
+	if (kvm_is_error_hva(hva) || __put_user(result, (u8 __user *)hva))
+		return false;
+
+	mark_page_dirty_in_slot(vcpu->kvm, area_memslot(vcpu, gpa_to_gfn(gpa)),
+				gpa_to_gfn(gpa));
+	return true;
 }
 
 /* Fail if the vCPU does not have the MSR. */

@@ -33,6 +33,8 @@ pub struct Guest {
     pub holes: Vec<std::ops::Range<u64>>,
     /// What userspace does not let KVM write to.
     pub protected: Vec<std::ops::Range<u64>>,
+    /// What KVM can write to, but cannot map.
+    pub secret: Vec<std::ops::Range<u64>>,
     /// The MSRs that the vCPU has.
     pub msrs: BTreeMap<u32, u64>,
     /// The MSRs that the VMM does not let the guest write.
@@ -49,6 +51,7 @@ impl Default for Guest {
             desc: descriptor(0x2_0000, 4096, 0x8000_0000),
             holes: vec![],
             protected: vec![],
+            secret: vec![],
             msrs: [(WALL_CLOCK, 0), (SYSTEM_TIME, 0), (STEAL_TIME, 0)].into(),
             filter: vec![],
             vmm_serves: false,
@@ -112,6 +115,13 @@ impl Vcpu for Guest {
         !ends
             .iter()
             .any(|end| self.protected.iter().any(|area| area.contains(end)))
+    }
+
+    fn can_map(&self, range: Range) -> bool {
+        assert!(self.can_write(range), "KVM maps what it can write to");
+        let last = range.base() + u64::from(range.size()) - 1;
+        assert_eq!(range.base() / 4096, last / 4096, "KVM maps one page");
+        !self.secret.iter().any(|area| area.contains(&last))
     }
 
     fn read_msr(&self, msr: u32) -> Option<u64> {

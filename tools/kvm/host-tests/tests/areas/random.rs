@@ -66,19 +66,19 @@ fn ranges() -> impl Strategy<Value = Vec<std::ops::Range<u64>>> {
 fn guests() -> impl Strategy<Value = Guest> {
     (
         bytes(),
-        ranges(),
-        ranges(),
+        [ranges(), ranges(), ranges()],
         prop::sample::subsequence(MSRS.to_vec(), 0..=3),
         prop::sample::subsequence(MSRS.to_vec(), 0..=3),
         any::<(bool, bool)>(),
     )
         .prop_map(
-            |(desc, holes, protected, msrs, filter, (vmm_serves, same))| {
+            |(desc, [holes, protected, secret], msrs, filter, (vmm_serves, same))| {
                 let base = u64::from_le_bytes(desc[..8].try_into().expect("8 bytes"));
                 Guest {
                     desc,
                     holes,
                     protected,
+                    secret,
                     msrs: msrs
                         .iter()
                         .map(|msr| {

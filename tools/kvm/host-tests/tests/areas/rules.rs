@@ -189,9 +189,23 @@ fn filters_and_features_deny() {
     assert_eq!(register(&mut guest, BASE, 64, 3), 7);
     guest.msrs.insert(STEAL_TIME, BASE | 1);
     assert_eq!(unregister(&mut guest, BASE, 64, 3), 7);
+    // Nothing is registered where there is no MSR.
     guest.msrs.remove(&SYSTEM_TIME);
     assert_eq!(register(&mut guest, BASE, 32, 2), 7);
-    assert_eq!(unregister(&mut guest, BASE, 32, 2), 7);
+    assert_eq!(unregister(&mut guest, BASE, 32, 2), 6);
+}
+
+#[test]
+fn the_clock_must_be_in_memory_that_kvm_can_map() {
+    let mut guest = Guest::default();
+    guest.secret.push(BASE..BASE + 4096);
+    assert_eq!(register(&mut guest, BASE, 32, 2), 2);
+    assert_eq!(guest.msrs[&SYSTEM_TIME], 0);
+    assert_eq!(register(&mut guest, BASE, 12, 1), 0);
+    assert_eq!(register(&mut guest, BASE, 64, 3), 0);
+    // It can be taken back from there.
+    guest.msrs.insert(SYSTEM_TIME, BASE | 1);
+    assert_eq!(unregister(&mut guest, BASE, 32, 2), 0);
 }
 
 #[test]

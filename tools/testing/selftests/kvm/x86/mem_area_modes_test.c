@@ -16,11 +16,16 @@
 #define SMI_MSR		2
 #define SMI_EAX		8
 #define SMI_EDX		14
+#define SMI_PREFIX	18
+
+/* KVM emulates the instruction after this. */
+static const u8 emulation_prefix[] = { 0x0f, 0x0b, 'k', 'v', 'm' };
 
 static const u8 smi_handler[] = {
 	0x66, 0xb9, 0, 0, 0, 0,		/* mov $MSR, %ecx */
 	0x66, 0xb8, 0, 0, 0, 0,		/* mov $low, %eax */
 	0x66, 0xba, 0, 0, 0, 0,		/* mov $high, %edx */
+	0x90, 0x90, 0x90, 0x90, 0x90,	/* nop, or KVM_FEP */
 	0x0f, 0x30,			/* wrmsr */
 	0xe4, SMM_PORT,			/* in $SMM_PORT, %al */
 	0x0f, 0xaa,			/* rsm */
@@ -43,15 +48,12 @@ static void start_smi(struct area_test *test, u32 msr)
 	vcpu_run(test->vcpu);
 }
 
-TEST(smm)
+static void test_smm(bool emulate)
 {
 	struct kvm_vcpu *vcpu;
 	struct area_test test;
 	u8 *smm_mem, *handler;
 	u32 half;
-
-	if (!kvm_has_cap(KVM_CAP_X86_SMM))
-		SKIP(return, "No SMM");
 
 	area_init(&test, 1);
 	vcpu = test.vcpu;
@@ -62,6 +64,8 @@ TEST(smm)
 	memcpy(handler + SMI_EAX, &half, sizeof(half));
 	half = DESC_GPA >> 32;
 	memcpy(handler + SMI_EDX, &half, sizeof(half));
+	if (emulate)
+		memcpy(handler + SMI_PREFIX, emulation_prefix, sizeof(emulation_prefix));
 
 	/* In SMM, other memory is where the descriptor and the area are. */
 	smm_mem = kvm_mmap(WINDOW_SIZE, PROT_READ | PROT_WRITE,
@@ -101,6 +105,26 @@ TEST(smm)
 	for (half = 0; half < WINDOW_SIZE; half += sizeof(u64))
 		TEST_ASSERT(!*(u64 *)(smm_mem + half), "KVM wrote to the memory of SMM");
 	area_free(&test);
+	kvm_munmap(smm_mem, WINDOW_SIZE);
+}
+
+TEST(smm)
+{
+	if (!kvm_has_cap(KVM_CAP_X86_SMM))
+		SKIP(return, "No SMM");
+	test_smm(false);
+}
+
+TEST(smm_emulated)
+{
+	char saved[16];
+
+	if (!kvm_has_cap(KVM_CAP_X86_SMM))
+		SKIP(return, "No SMM");
+	if (!set_param(FEP_PARAM, "1", saved, sizeof(saved)))
+		SKIP(return, "Cannot force emulation");
+	test_smm(true);
+	write_attr(FEP_PARAM, saved);
 }
 
 static void l2_code(void)
@@ -149,6 +173,138 @@ TEST(nested)
 					    STEAL_TIME), 0);
 	}
 	area_free(&test);
+}
+
+static void l1_intercepting_code(struct svm_test_data *svm)
+{
+	generic_svm_setup(svm, l2_code);
+	svm->vmcb->control.intercept |= BIT_ULL(INTERCEPT_MSR_PROT);
+	/* All MSRs that the permission map does not have are intercepted. */
+	run_guest(svm->vmcb, svm->vmcb_gpa);
+	GUEST_ASSERT_EQ(svm->vmcb->control.exit_code, SVM_EXIT_MSR);
+	GUEST_SYNC(0);
+}
+
+/* Where L1 intercepts the MSR, the exit is L1's, and nothing happens. */
+TEST(nested_intercepted)
+{
+	static const u32 types[] = { STEAL_TIME, VMM_TYPE };
+	struct area_test test;
+	int i;
+
+	if (!kvm_cpu_has(X86_FEATURE_SVM))
+		SKIP(return, "No SVM");
+
+	for (i = 0; i < ARRAY_SIZE(types); i++) {
+		area_init(&test, 1);
+		enable_exits(test.vm, 1);
+		vcpu_alloc_nested(test.vm, test.vcpu);
+		vcpu_arch_set_entry_point(test.vcpu, l1_intercepting_code);
+		set_desc_at(&test, DESC_GPA, STEAL_GPA, 64, types[i]);
+		start_op(test.vcpu, true, false, REGISTER, DESC_GPA);
+		guest_op(test.vcpu)->vector = 0;
+		op_vector(test.vcpu);
+		TEST_ASSERT_EQ(result_at(&test, DESC_GPA), NO_ANSWER);
+		TEST_ASSERT_EQ(vcpu_get_msr(test.vcpu, MSR_KVM_STEAL_TIME), 0);
+		area_free(&test);
+	}
+}
+
+/* An entry of VMX's lists of MSRs to load. */
+struct msr_entry {
+	u32 index;
+	u32 reserved;
+	u64 value;
+};
+
+#define LIST_GPA	(DESC_GPA + 0x800)
+
+static void l2_vmcall_code(void)
+{
+	vmcall();
+}
+
+static void l2_sync_code(void)
+{
+	GUEST_SYNC(0);
+}
+
+static void setup_vmx(struct vmx_pages *vmx, void *l2)
+{
+	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
+	GUEST_ASSERT(load_vmcs(vmx));
+	prepare_vmcs(vmx, l2);
+}
+
+/* Has L2 entered with a command in the list. */
+static void l1_entry_list_code(struct vmx_pages *vmx, u64 exit_reason)
+{
+	setup_vmx(vmx, l2_vmcall_code);
+	GUEST_ASSERT(!vmwrite(VM_ENTRY_MSR_LOAD_ADDR, LIST_GPA));
+	GUEST_ASSERT(!vmwrite(VM_ENTRY_MSR_LOAD_COUNT, 1));
+	GUEST_ASSERT(!vmlaunch());
+	GUEST_ASSERT_EQ(vmreadz(VM_EXIT_REASON), exit_reason);
+	GUEST_SYNC(0);
+}
+
+/* Leaves L2 for the VMM, with a command in the list for the exit from L2. */
+static void l1_exit_list_code(struct vmx_pages *vmx)
+{
+	setup_vmx(vmx, l2_sync_code);
+	GUEST_ASSERT(!vmwrite(VM_EXIT_MSR_LOAD_ADDR, LIST_GPA));
+	GUEST_ASSERT(!vmwrite(VM_EXIT_MSR_LOAD_COUNT, 1));
+	vmlaunch();
+}
+
+static void init_list(struct area_test *test, void *l1, u32 type, u64 exit_reason)
+{
+	gva_t vmx;
+
+	area_init(test, 1);
+	enable_exits(test->vm, 1);
+	set_desc_at(test, DESC_GPA, STEAL_GPA, 64, type);
+	*(struct msr_entry *)area_hva(test, LIST_GPA) = (struct msr_entry) {
+		.index = REGISTER,
+		.value = DESC_GPA,
+	};
+	vcpu_alloc_vmx(test->vm, &vmx);
+	vcpu_args_set(test->vcpu, 2, vmx, exit_reason);
+	vcpu_arch_set_entry_point(test->vcpu, l1);
+	vcpu_run(test->vcpu);
+	guest_op(test->vcpu)->vector = 0;
+	op_vector(test->vcpu);
+}
+
+/* KVM's types are served, the VMM's make the load fail. */
+TEST(vmx_lists)
+{
+	struct area_test test;
+
+	if (!kvm_cpu_has(X86_FEATURE_VMX))
+		SKIP(return, "No VMX");
+
+	init_list(&test, l1_entry_list_code, STEAL_TIME, EXIT_REASON_VMCALL);
+	TEST_ASSERT_EQ(result_at(&test, DESC_GPA), KVM_MEM_AREA_OK);
+	TEST_ASSERT_EQ(vcpu_get_msr(test.vcpu, MSR_KVM_STEAL_TIME), STEAL_GPA | 1);
+	area_free(&test);
+
+	init_list(&test, l1_entry_list_code, VMM_TYPE, EXIT_REASON_MSR_LOAD_FAIL | BIT(31));
+	TEST_ASSERT_EQ(result_at(&test, DESC_GPA), NO_ANSWER);
+	area_free(&test);
+}
+
+/* A vCPU that is destroyed in L2 leaves that, and gives no commands any more. */
+TEST(vmx_list_of_destroyed_vcpu)
+{
+	struct area_test test;
+
+	if (!kvm_cpu_has(X86_FEATURE_VMX))
+		SKIP(return, "No VMX");
+
+	init_list(&test, l1_exit_list_code, STEAL_TIME, 0);
+	kvm_vm_free(test.vm);
+	TEST_ASSERT_EQ(result_at(&test, DESC_GPA), NO_ANSWER);
+	kvm_munmap(test.mem, WINDOW_SIZE);
 }
 
 int main(int argc, char *argv[])

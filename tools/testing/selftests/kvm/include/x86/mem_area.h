@@ -35,6 +35,9 @@
 #define X86_FEATURE_KVM_STEAL_TIME_BIT \
 	KVM_X86_CPU_FEATURE(0x40000001, 0, EAX, KVM_FEATURE_STEAL_TIME)
 
+#define X86_FEATURE_KVM_CLOCKSOURCE2_BIT \
+	KVM_X86_CPU_FEATURE(0x40000001, 0, EAX, KVM_FEATURE_CLOCKSOURCE2)
+
 #define FEP_PARAM	"/sys/module/kvm/parameters/force_emulation_prefix"
 #define IGNORE_PARAM	"/sys/module/kvm/parameters/ignore_msrs"
 
