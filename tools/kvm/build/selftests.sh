@@ -60,7 +60,7 @@ SHADOW=(x86/memory_region_list_{stress,switch,held}_test x86/map_memory_args_tes
 ONLY_SHADOW=x86/shadow_sync_test
 
 # Ours that nobody has seen end on the debug kernel, the only one that they are for.
-UNTRIED=(x86/memory_region_list_reshape_fail_nth_test x86/mem_area_fail_nth_test)
+UNTRIED=(x86/memory_region_list_reshape_fail_nth_test)
 
 # Ours that would take minutes where everything is slow, shortened by their own options.
 shorter() {

@@ -7,6 +7,7 @@
 
 #include "mem_area_fixture.h"
 
+#define WALL_GPA	AREA_GPA
 #define TIME_GPA	(AREA_GPA + 64)
 #define STEAL_GPA	(AREA_GPA + 128)
 
@@ -102,6 +103,90 @@ TEST_F(area, scribbled)
 	}
 }
 
+static bool stop_scribbling;
+
+static void *scribble(void *arg)
+{
+	struct kvm_x86_msr_op *op = arg;
+	u64 i;
+
+	for (i = 0; !READ_ONCE(stop_scribbling); i++) {
+		WRITE_ONCE(op->msr_data, i % 3 ? DESC_GPA + 64 : 0);
+		WRITE_ONCE(op->base, i);
+		WRITE_ONCE(op->index, REGISTER + i % 2);
+		WRITE_ONCE(op->error, i % 5 == 0);
+		WRITE_ONCE(op->result, 0x80 + i % 16);
+	}
+	return NULL;
+}
+
+/* Not even if another thread writes to kvm_run while KVM reads the answer. */
+TEST_F(area, scribbled_meanwhile)
+{
+	struct area_test *test = &self->test;
+	struct kvm_vcpu *vcpu = test->vcpu;
+	int i, nr_faults = 0;
+	pthread_t thread;
+	u8 result;
+
+	enable_exits(test->vm, 1);
+	TEST_ASSERT_EQ(area_command(test, variant->emulate, REGISTER, STEAL_GPA, 64,
+				    STEAL_TIME), 0);
+	WRITE_ONCE(stop_scribbling, false);
+	pthread_create(&thread, NULL, scribble, &vcpu->run->msr_op);
+	for (i = 0; i < 300; i++) {
+		set_desc_at(test, DESC_GPA, AREA_GPA, 4096, VMM_TYPE);
+		set_desc_at(test, DESC_GPA + 64, AREA_GPA, 4096, VMM_TYPE);
+		start_op(vcpu, true, variant->emulate, REGISTER + i % 2, DESC_GPA);
+		TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_X86_MSR_OP);
+		vcpu_run_complete_io(vcpu);
+		result = result_at(test, DESC_GPA);
+		/* The preset answer is one, too. */
+		TEST_ASSERT(result == NO_ANSWER || result == KVM_MEM_AREA_UNKNOWN_TYPE ||
+			    (result >= 0x80 && result < 0x90), "Result %#x", result);
+		nr_faults += result == NO_ANSWER;
+		TEST_ASSERT_EQ(result_at(test, DESC_GPA + 64), NO_ANSWER);
+		/* The guest's exit is scribbled over, too. */
+		vcpu_run(vcpu);
+		TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
+	}
+	WRITE_ONCE(stop_scribbling, true);
+	pthread_join(thread, NULL);
+	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_STEAL_TIME), STEAL_GPA | 1);
+	TH_LOG("%d of %d answers were errors", nr_faults, i);
+}
+
+/* Other ioctls of the vCPU neither disturb the exit nor answer it. */
+TEST_F(area, ioctls_meanwhile)
+{
+	struct area_test *test = &self->test;
+	struct kvm_vcpu *vcpu = test->vcpu;
+	struct kvm_vcpu_events events;
+	struct kvm_x86_msr_op *op;
+	struct kvm_sregs sregs;
+	struct kvm_regs regs;
+
+	enable_exits(test->vm, 1);
+	op = start_command(test, variant->emulate, REGISTER, AREA_GPA, 4096, VMM_TYPE);
+	op->result = 0x83;
+	set_desc_at(test, DESC_GPA + 64, STEAL_GPA, 64, STEAL_TIME);
+	TEST_ASSERT_EQ(_vcpu_set_msr(vcpu, REGISTER, DESC_GPA + 64), 0);
+	TEST_ASSERT_EQ(_vcpu_set_msr(vcpu, UNREGISTER, 0), 0);
+	vcpu_set_msr(vcpu, MSR_KVM_STEAL_TIME, STEAL_GPA | 1);
+	vcpu_regs_get(vcpu, &regs);
+	vcpu_regs_set(vcpu, &regs);
+	vcpu_sregs_get(vcpu, &sregs);
+	vcpu_sregs_set(vcpu, &sregs);
+	vcpu_events_get(vcpu, &events);
+	vcpu_events_set(vcpu, &events);
+	vcpu_set_cpuid(vcpu);
+	TEST_ASSERT_EQ(result_at(test, DESC_GPA), NO_ANSWER);
+	TEST_ASSERT_EQ(finish_command(vcpu), 0);
+	TEST_ASSERT_EQ(result_at(test, DESC_GPA), 0x83);
+	TEST_ASSERT_EQ(result_at(test, DESC_GPA + 64), NO_ANSWER);
+	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_STEAL_TIME), STEAL_GPA | 1);
+}
+
 /* The guest's own changes of the descriptor come too late. */
 TEST_F(area, descriptor_changes)
 {
@@ -158,6 +243,8 @@ TEST_F(area, unregister_all)
 					    STEAL_TIME), 0);
 		TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, TIME_GPA, 32,
 					    SYSTEM_TIME), 0);
+		TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, WALL_GPA, 12,
+					    WALL_CLOCK), 0);
 		memset(op, 0xaa, sizeof(*op));
 		start_op(vcpu, true, emulate, UNREGISTER, 0);
 		TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_X86_MSR_OP);
@@ -169,9 +256,11 @@ TEST_F(area, unregister_all)
 		TEST_ASSERT_EQ(op->error, 0);
 		TEST_ASSERT_EQ(op->result, KVM_MEM_AREA_UNKNOWN_TYPE);
 		op->error = i;
+		TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_WALL_CLOCK_NEW), WALL_GPA);
 		TEST_ASSERT_EQ(finish_command(vcpu), i ? GP_VECTOR : 0);
 		TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_STEAL_TIME), 0);
 		TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_SYSTEM_TIME_NEW), 0);
+		TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_WALL_CLOCK_NEW), 0);
 	}
 }
 
@@ -419,6 +508,18 @@ TEST_F(area, filter)
 	TEST_ASSERT_EQ(do_wrmsr(vcpu, emulate, UNREGISTER, 0), GP_VECTOR);
 	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_SYSTEM_TIME_NEW), 0);
 	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_STEAL_TIME), STEAL_GPA | 1);
+
+	/* Or the VMM gets the exit for that. */
+	vm_enable_cap(test->vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_INVAL);
+	TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, TIME_GPA, 32, SYSTEM_TIME), 0);
+	start_op(vcpu, true, emulate, UNREGISTER, 0);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_X86_WRMSR);
+	TEST_ASSERT_EQ(vcpu->run->msr.reason, KVM_MSR_EXIT_REASON_INVAL);
+	TEST_ASSERT_EQ(vcpu->run->msr.index, UNREGISTER);
+	TEST_ASSERT_EQ(vcpu->run->msr.data, 0);
+	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_SYSTEM_TIME_NEW), 0);
+	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_STEAL_TIME), STEAL_GPA | 1);
+	TEST_ASSERT_EQ(finish_command(vcpu), 0);
 }
 
 int main(int argc, char *argv[])

@@ -214,6 +214,60 @@ TEST(userfaultfd)
 	area_free(&test);
 }
 
+/* It waits for the area, too, before it registers that. */
+TEST(userfaultfd_area)
+{
+	struct area_test test;
+	pthread_t thread;
+	void *page;
+	int uffd;
+
+	area_init(&test, 1);
+	page = kvm_mmap(PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	set_desc_at(&test, DESC_GPA, STEAL_GPA, 64, STEAL_TIME);
+	uffd = uffd_open(area_hva(&test, AREA_GPA), PAGE_SIZE);
+	pthread_create(&thread, NULL, run_wrmsr, &test);
+	uffd_await_fault(uffd);
+	TEST_ASSERT_EQ(result_at(&test, DESC_GPA), NO_ANSWER);
+	uffd_copy(uffd, area_hva(&test, AREA_GPA), page);
+	pthread_join(thread, NULL);
+	TEST_ASSERT_EQ(result_at(&test, DESC_GPA), 0);
+	TEST_ASSERT_EQ(vcpu_get_msr(test.vcpu, MSR_KVM_STEAL_TIME), STEAL_GPA | 1);
+	close(uffd);
+	area_free(&test);
+}
+
+static void *run_finish(void *arg)
+{
+	struct area_test *test = arg;
+
+	TEST_ASSERT_EQ(finish_command(test->vcpu), 0);
+	return NULL;
+}
+
+/* And for the place of the result, when the VMM has answered. */
+TEST(userfaultfd_result)
+{
+	struct area_test test;
+	pthread_t thread;
+	void *page;
+	int uffd;
+
+	area_init(&test, 1);
+	enable_exits(test.vm, 1);
+	page = kvm_mmap(PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	start_command(&test, false, REGISTER, AREA_GPA, 4096, VMM_TYPE)->result = 0x91;
+	madvise(test.mem, PAGE_SIZE, MADV_DONTNEED);
+	uffd = uffd_open(test.mem, PAGE_SIZE);
+	pthread_create(&thread, NULL, run_finish, &test);
+	uffd_await_fault(uffd);
+	uffd_copy(uffd, test.mem, page);
+	pthread_join(thread, NULL);
+	TEST_ASSERT_EQ(result_at(&test, DESC_GPA), 0x91);
+	close(uffd);
+	area_free(&test);
+}
+
 /* The same where only writes fault. */
 TEST(userfaultfd_protected)
 {

@@ -10,16 +10,20 @@
 #include "memory_region_list.h"
 
 #define NR_VCPUS	2
-#define NR_LOOPS	3000
+#define NR_LOOPS	15000
 
-/* Less than 32 bytes for each of 6 * NR_LOOPS commands. */
-#define MAX_GROWTH_KB	512
+/* Less than 5 bytes for each of 6 * NR_LOOPS commands: no object is as small. */
+#define MAX_GROWTH_KB	(6 * NR_LOOPS * 5 / 1024)
 
 /* The page of vCPU @id, with its descriptor, and the areas after that. */
 #define PAGE_OF(id)	(WINDOW_GPA + (id) * PAGE_SIZE)
 #define STEAL_OF(id)	(PAGE_OF(id) + 128)
 #define TIME_OF(id)	(PAGE_OF(id) + 192)
 #define WALL_OF(id)	(PAGE_OF(id) + 256)
+
+/* Where replace_slots() splits the window, and an area across that. */
+#define SPLIT_GPA	(WINDOW_GPA + WINDOW_SIZE / 2)
+#define ACROSS_GPA	(SPLIT_GPA - 8)
 
 static bool guest_stop;
 static u64 guest_nr_ok[NR_VCPUS], guest_nr_failed[NR_VCPUS];
@@ -40,7 +44,8 @@ static void guest_register(int id, u32 msr)
 {
 	GUEST_ASSERT_EQ(guest_command(PAGE_OF(id), msr, STEAL_OF(id), 64, STEAL_TIME), 0);
 	GUEST_ASSERT_EQ(guest_command(PAGE_OF(id), msr, TIME_OF(id), 32, SYSTEM_TIME), 0);
-	GUEST_ASSERT_EQ(guest_command(PAGE_OF(id), msr, STEAL_OF(id), 64, VMM_TYPE),
+	/* The VMM says that, too.  Its types are checked for memory only here. */
+	GUEST_ASSERT_EQ(guest_command(PAGE_OF(id), msr, ACROSS_GPA, 64, VMM_TYPE),
 			KVM_MEM_AREA_UNKNOWN_TYPE);
 }
 
@@ -69,7 +74,7 @@ static u64 guest_random(u64 *state)
 
 static const u64 guest_bases[] = {
 	STEAL_OF(0), TIME_OF(0), WALL_OF(0), PAGE_OF(0), ~0ull, 0xfee00000,
-	WINDOW_GPA + WINDOW_SIZE - 8, 1ull << 62,
+	WINDOW_GPA + WINDOW_SIZE - 8, 1ull << 62, ACROSS_GPA,
 };
 
 static const u32 guest_sizes[] = { 12, 32, 64, 0, 4096, ~0u, 1 << 20, 1 };
@@ -85,16 +90,19 @@ static void guest_race(int id)
 		u64 r = guest_random(&state);
 
 		if (id) {
-			WRITE_ONCE(desc->base, guest_bases[r % 8]);
+			WRITE_ONCE(desc->base, guest_bases[r % ARRAY_SIZE(guest_bases)]);
 			WRITE_ONCE(desc->size, guest_sizes[(r >> 8) % 8]);
 			WRITE_ONCE(desc->type, guest_types[(r >> 16) % 8]);
 			WRITE_ONCE(desc->pad[r % 7], (r >> 24) % 16 ? 0 : r >> 32);
 			continue;
 		}
-		if (wrmsr_safe(r % 4 ? REGISTER : UNREGISTER, PAGE_OF(0)))
+		WRITE_ONCE(desc->result, NO_ANSWER);
+		if (wrmsr_safe(r % 4 ? REGISTER : UNREGISTER, PAGE_OF(0))) {
 			guest_nr_failed[0]++;
-		else
-			guest_nr_ok[0]++;
+			continue;
+		}
+		guest_nr_ok[0]++;
+		GUEST_ASSERT_NE(READ_ONCE(desc->result), NO_ANSWER);
 	}
 	GUEST_SYNC(0);
 }
@@ -109,6 +117,20 @@ static void init(struct area_test *test, void *code)
 		vcpu_arch_set_entry_point(test->vcpus[i], code);
 }
 
+/* What vCPU 1 has never written, KVM must not make of it. */
+static void check_op(struct kvm_x86_msr_op *op)
+{
+	int i;
+
+	TEST_ASSERT(op->base + op->size >= op->base && op->size && op->size <= BIT(20) &&
+		    op->type >= VMM_TYPE, "Area %#llx + %#x, type %#x", op->base, op->size,
+		    op->type);
+	for (i = 0; i < ARRAY_SIZE(guest_bases); i++)
+		if (op->base == guest_bases[i])
+			return;
+	TEST_FAIL("Base %#llx", op->base);
+}
+
 static void *run_vcpu(void *arg)
 {
 	struct kvm_vcpu *vcpu = arg;
@@ -117,12 +139,7 @@ static void *run_vcpu(void *arg)
 	for (;;) {
 		vcpu_run(vcpu);
 		if (vcpu->run->exit_reason == KVM_EXIT_X86_MSR_OP) {
-			struct kvm_x86_msr_op *op = &vcpu->run->msr_op;
-
-			TEST_ASSERT(op->base + op->size >= op->base && op->size &&
-				    op->size <= BIT(20) && op->type >= VMM_TYPE,
-				    "Area %#llx + %#x, type %#x", op->base, op->size,
-				    op->type);
+			check_op(&vcpu->run->msr_op);
 			continue;
 		}
 		switch (get_ucall(vcpu, &uc)) {
@@ -175,6 +192,7 @@ TEST(slab)
 	int i;
 
 	init(&test, guest_loop);
+	enable_exits(test.vm, 1);
 	/* The first round warms up. */
 	for (i = 0; i < 2; i++) {
 		before = slab_kb();
@@ -190,7 +208,7 @@ TEST(slab)
 /* Replaces the memslot of the window, and maps it to the same memory. */
 static void replace_slots(struct area_test *test, int round)
 {
-	const u64 half = WINDOW_SIZE / 2;
+	const u64 half = SPLIT_GPA - WINDOW_GPA;
 	const struct region_entry split[] = {
 		region_delete(AREA_SLOT),
 		region_set(AREA_SLOT, 0, WINDOW_GPA, half, test->mem),
@@ -226,6 +244,19 @@ TEST(beside_lists)
 	area_free(&test);
 }
 
+/* An MSR only has what a command that KVM accepts can give it. */
+static void check_msr(struct kvm_vcpu *vcpu, u32 msr, u64 enable, bool may_cross)
+{
+	const u64 value = vcpu_get_msr(vcpu, msr);
+	const u64 bases[] = { STEAL_OF(0), TIME_OF(0), WALL_OF(0) };
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(bases); i++)
+		if (value == (bases[i] | enable))
+			return;
+	TEST_ASSERT(!value || (may_cross && value == ACROSS_GPA), "MSR %#x is %#lx", msr, value);
+}
+
 /* Any mixture of old and new is one that KVM checks. */
 static void race(bool churn)
 {
@@ -251,8 +282,61 @@ static void race(bool churn)
 	}
 	WRITE_ONCE(*stop, true);
 	join_vcpus(threads);
+	check_msr(test.vcpu, MSR_KVM_WALL_CLOCK_NEW, 0, true);
+	check_msr(test.vcpu, MSR_KVM_SYSTEM_TIME_NEW, 1, false);
+	check_msr(test.vcpu, MSR_KVM_STEAL_TIME, 1, false);
 	ksft_print_msg("%lu commands, %lu #GP\n", ok[0], failed[0]);
 	TEST_ASSERT(ok[0] && !failed[0], "%lu commands, %lu #GP", ok[0], failed[0]);
+	area_free(&test);
+}
+
+/* The pages of an area, each a memslot, of which two are never there together. */
+#define NR_PAGES	256
+#define PAGE_SLOT(i)	(100 + (i))
+#define AREA_PAGE(i)	(AREA_GPA + (i) * PAGE_SIZE)
+
+static bool stop_flipping;
+
+static void *flip_ends(void *arg)
+{
+	struct area_test *test = arg;
+	int i;
+
+	for (i = 0; !READ_ONCE(stop_flipping); i++) {
+		const int from = i % 2 ? NR_PAGES - 1 : 0, to = NR_PAGES - 1 - from;
+		const struct region_entry entries[] = {
+			region_delete(PAGE_SLOT(from)),
+			region_set(PAGE_SLOT(to), 0, AREA_PAGE(to), PAGE_SIZE,
+				   area_hva(test, AREA_PAGE(to))),
+		};
+
+		vm_set_region_entries(test->vm, 2, entries);
+	}
+	return NULL;
+}
+
+/* An area must be in one set of memslots, not in parts of two. */
+TEST(one_set_of_memslots)
+{
+	struct area_test test;
+	int i, nr_wrong = 0;
+	pthread_t thread;
+
+	area_init(&test, 1);
+	set_area_slot(&test, AREA_SLOT, 0, WINDOW_GPA, 0);
+	set_area_slot(&test, AREA_SLOT, 0, WINDOW_GPA, PAGE_SIZE);
+	for (i = 0; i < NR_PAGES - 1; i++)
+		set_area_slot(&test, PAGE_SLOT(i), 0, AREA_PAGE(i), PAGE_SIZE);
+	WRITE_ONCE(stop_flipping, false);
+	pthread_create(&thread, NULL, flip_ends, &test);
+	/* Memory is checked before the type, which nobody serves. */
+	for (i = 0; i < 3000; i++)
+		nr_wrong += area_command(&test, false, REGISTER, AREA_GPA,
+					 NR_PAGES * PAGE_SIZE, VMM_TYPE) !=
+			    KVM_MEM_AREA_BAD_ADDRESS;
+	WRITE_ONCE(stop_flipping, true);
+	pthread_join(thread, NULL);
+	TEST_ASSERT(!nr_wrong, "KVM has accepted an area without memory %d times", nr_wrong);
 	area_free(&test);
 }
 
