@@ -168,7 +168,8 @@ struct kvm_area_info {
  * @pad: 0
  *
  * @base, @size and @type are what KVM has read from the descriptor and checked;
- * all are 0 if @msr_data is.
+ * all are 0 if the guest unregisters all areas.  That there is memory is checked
+ * when the guest registers an area, not when it unregisters one.
  */
 struct kvm_x86_msr_op {
 	__u64 msr_data;

@@ -9,8 +9,11 @@ use crate::bindings::{
     MSR_KVM_REGISTER_MEM_AREA,
 };
 
-/// A range of guest physical memory, as KVM has read it from the guest and checked it: it is not
-/// empty, has at most 1 MiB, does not wrap around, and was in memslots when the guest registered it.
+/// A range of guest physical addresses, as KVM has read it from the guest and checked it: it is not
+/// empty, has at most 1 MiB, and does not wrap around.
+///
+/// In [`Request::Register`], all of it was in memslots when KVM checked it. In
+/// [`Request::Unregister`], it can be anywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Area {
     /// Guest physical address in bytes.
