@@ -68,8 +68,11 @@ pub(crate) fn available() -> bool {
                 == b"KVMKVMKVM\0\0\0"
         })
         .is_some_and(|base| {
-            let features = leaf(base | bindings::KVM_CPUID_FEATURES).eax;
-            features & (1 << bindings::KVM_FEATURE_MEM_AREA) != 0
+            let last = leaf(base).eax;
+            let features = base | bindings::KVM_CPUID_FEATURES;
+            // Old versions of KVM say 0, and have the leaf.
+            (last == 0 || last >= features)
+                && leaf(features).eax & (1 << bindings::KVM_FEATURE_MEM_AREA) != 0
         })
 }
 
@@ -81,6 +84,11 @@ impl Refusal {
     /// Whether the area is none of the hypervisor's, so that its memory can be used otherwise.
     fn not_registered(self) -> bool {
         u32::from(self.0) == bindings::KVM_MEM_AREA_NOT_REGISTERED
+    }
+
+    /// Whether the descriptor does not say what has become of the command.
+    fn no_answer(self) -> bool {
+        u32::from(self.0) == bindings::KVM_MEM_AREA_NO_ANSWER
     }
 }
 
@@ -244,7 +252,7 @@ impl<T: Shared> Registration<T> {
         self.forgotten.store(false, Release);
         // SAFETY: `registered` is not set, and nobody else calls this function.
         let answer = unsafe { self.command(bindings::MSR_KVM_REGISTER_MEM_AREA) };
-        let result = match answer {
+        let (error, is_known) = match answer {
             Ok(Ok(())) => {
                 self.registered.xchg(true, Full);
                 // Or the notification came before there was anything to unregister. Of the two
@@ -254,12 +262,18 @@ impl<T: Shared> Registration<T> {
                 }
                 return Ok(());
             }
-            Ok(Err(refusal)) => RegisterError::Refused(refusal),
-            Err(e) => RegisterError::Failed(e),
+            Ok(Err(refusal)) => (RegisterError::Refused(refusal), !refusal.no_answer()),
+            // #GP also means that the answer had no place, after the command was carried out.
+            Err(e) => (RegisterError::Failed(e), false),
         };
-        // INVARIANT: An area that is refused is not registered.
-        self.forgotten.store(true, Release);
-        Err(result)
+        if is_known {
+            // INVARIANT: An area that is refused is not registered.
+            self.forgotten.store(true, Release);
+        } else {
+            // SAFETY: As above.
+            unsafe { self.take_back() };
+        }
+        Err(error)
     }
 
     /// Ends the registration, if there is one.
@@ -268,6 +282,16 @@ impl<T: Shared> Registration<T> {
             return;
         }
         // SAFETY: The exchange has made us the owner of the descriptor.
+        unsafe { self.take_back() };
+    }
+
+    /// Has the hypervisor forget the area, whether it has it or not.
+    ///
+    /// # Safety
+    ///
+    /// The caller must own `descriptor`.
+    unsafe fn take_back(&self) {
+        // SAFETY: By the caller's contract.
         match unsafe { self.command(bindings::MSR_KVM_UNREGISTER_MEM_AREA) } {
             Ok(Ok(())) => self.forgotten.store(true, Release),
             Ok(Err(refusal)) if refusal.not_registered() => self.forgotten.store(true, Release),

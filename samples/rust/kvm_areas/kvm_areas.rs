@@ -194,7 +194,7 @@ impl State {
     }
 
     /// Writing "tasks MS" or "interrupts MS" to `hang` keeps tasks, or interrupts too, from this
-    /// processor for so long, to show what a VMM sees of that.
+    /// processor for so long, to show what a VMM sees of that. One writer at a time can.
     fn hang(&self, text: &mut UserSliceReader) -> Result {
         let mut buf = [0; 32];
         let text = {
@@ -214,8 +214,9 @@ impl State {
             "interrupts" => Some(local_interrupt_disable()),
             _ => return Err(EINVAL),
         };
-        // No other task runs here while a spinlock is held.
-        let _tasks = self.busy.lock();
+        // No other task runs here while a spinlock is held. A second writer must not wait for it:
+        // its processor would hang for as long, without interrupts, and longer than allowed.
+        let _tasks = self.busy.try_lock().ok_or(EBUSY)?;
         let end = now().saturating_add(time * NSEC_PER_MSEC as u64);
         while now() < end {
             kernel::processor::cpu_relax();

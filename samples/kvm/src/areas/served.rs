@@ -31,6 +31,8 @@ struct Areas {
     bases: Bases,
     /// Types that the guest may not have.
     refused: Vec<u32>,
+    /// Types that the guest gets, but is not told so.
+    lost: Vec<u32>,
 }
 
 impl Served {
@@ -49,6 +51,12 @@ impl Served {
     /// Refuses these types from now on.
     pub fn refuse(&self, types: Vec<u32>) {
         self.lock().refused = types;
+    }
+
+    /// Loses the answer when such a type is registered, from now on: as where the descriptor's
+    /// memory is gone by then.
+    pub fn lose(&self, types: Vec<u32>) {
+        self.lock().lost = types;
     }
 
     /// Does what the guest asks.
@@ -79,6 +87,9 @@ impl Served {
             return Answer::Denied;
         }
         areas.bases.insert(area.kind, area.guest_phys_addr);
+        if areas.lost.contains(&area.kind) {
+            return Answer::Fault;
+        }
         Answer::Done
     }
 
@@ -285,6 +296,19 @@ mod tests {
 
         assert_eq!(register(0x1000), Answer::Done);
         assert_eq!(served.answer(Request::UnregisterAll), Answer::Done);
+        assert_eq!(served.bases(), Bases::new());
+    }
+
+    #[test]
+    fn an_answer_that_is_lost_leaves_the_area_registered() {
+        let served = Served::default();
+        let heartbeat = area(layout::HEARTBEAT, 0x1000, size_of::<Heartbeat<u64>>());
+        served.lose(vec![layout::HEARTBEAT]);
+        let answer = served.answer(Request::Register(heartbeat));
+        assert_eq!(answer, Answer::Fault);
+        assert_eq!(served.bases(), [(layout::HEARTBEAT, 0x1000)].into());
+        let answer = served.answer(Request::Unregister(heartbeat));
+        assert_eq!(answer, Answer::Done);
         assert_eq!(served.bases(), Bases::new());
     }
 

@@ -45,8 +45,23 @@ pub fn run(kvm: &Kvm, files: &Files, cycles: u32) -> Result<()> {
         cycle(&mut guest, cycles, message, areas)?;
     }
 
-    eprintln!("allocations that fail ...");
     guest.served.refuse(vec![]);
+    for lost in [layout::RECORD, layout::HEARTBEAT, layout::PRESSURE] {
+        eprintln!("a VMM whose answer about {lost:#x} is lost ...");
+        guest.served.lose(vec![lost]);
+        for _ in 0..cycles {
+            guest.run("if insmod /kvm_areas.ko 2>/dev/null; then rmmod kvm_areas; fi")?;
+            ensure!(
+                guest.served.bases().is_empty(),
+                "the guest has freed what it has registered: {:x?}",
+                guest.served.bases()
+            );
+        }
+        complaints(&mut guest)?;
+    }
+    guest.served.lose(vec![]);
+
+    eprintln!("allocations that fail ...");
     let injected = guest.run(&format!(
         "for n in $(seq 1 {}); do if [ -e /proc/self/fail-nth ]; then \
          sh -c \"echo $n >/proc/self/fail-nth; exec insmod /kvm_areas.ko\" 2>/dev/null && \
