@@ -49,7 +49,7 @@ bench: ## C against Rust, list against single ioctls, populating against page fa
 test: ## everything that is tested, and lint; ends with "N passed, N failed"
 	@$B/test.sh
 
-test-all: ## make test, and what takes too long for it: test-intel, check-configs, series BUILD=1
+test-all: ## make test, and what takes too long for it: selftests FLAVOUR=debug, test-intel, check-configs, series BUILD=1
 	@BUILD='' $B/test.sh all
 
 host-test: ## tests of the crates and of the core's pure part, without a VM

@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
-# selftests.sh ours: our selftests with $FLAVOUR (rust or debug).
+# selftests.sh ours: our selftests with $FLAVOUR (rust or debug); debug-short: some of ours with debug.
 # selftests.sh upstream: upstream's own with rust and c in one boot; a test whose verdicts differ fails.
 # selftests.sh intel: ours, and upstream's about memslots, on Intel's VMX; intel-short: some of ours, in one boot.
 . "$(dirname "$0")/lib.sh"
@@ -85,6 +85,15 @@ our_list() {
 	fi
 }
 
+# Those of them that `make test` runs on the debug kernel, where all of them take most of an hour: about allocations that fail,
+# about races, and about what is freed.
+DEBUG_SHORT=(map_memory_{fail_nth,race} memory_region_list_{fail_nth,memfd,reshape_race,stale,stress} gmap_{fail_nth,remap,vm}
+	mem_area_{fail_nth,stress} memslots_debugfs shadow_sync)
+debug_short_list() {
+	our_list debug | grep -E "^(kunit:.*|(shadow:)?x86/($(printf '%s\n' "${DEBUG_SHORT[@]}" | paste -sd'|'))_test( .*)?)\$" |
+		grep -vxF shadow:x86/memory_region_list_stress_test
+}
+
 # Upstream's, and these.
 upstream_tests() {
 	(cd "$WORK/selftests" && find . -type f -perm -u+x -printf '%P\n') | sort |
@@ -105,17 +114,18 @@ run() {
 		"$(dirname "$0")/vm.sh" 2> >(tee "$COMPLAINT" >&2)
 }
 
+# ours [LIST]: those that `LIST FLAVOUR` prints.
 ours() {
-	local flavour=${FLAVOUR:-rust} test verdict seconds limit=300 failed=0
+	local flavour=${FLAVOUR:-rust} list=${1:-our_list} test verdict seconds limit=300 failed=0
 	local log=$LOG/selftests-$flavour
 	[[ $flavour != debug ]] || limit=900
 	compile rust "$flavour"
-	our_list "$flavour" | run "$limit" "$flavour" >"$log" || failed=1
+	"$list" "$flavour" | run "$limit" "$flavour" >"$log" || failed=1
 	while read -r _ test verdict seconds; do
 		[[ $verdict == pass ]] || verdict=fail
 		result "$verdict" "$test on $flavour, ${seconds}s" "$OUT/selftests/$flavour-${test//\//-}.log"
 	done <"$log"
-	if ((failed)) || [[ $(our_list "$flavour" | wc -l) != $(wc -l <"$log") ]]; then
+	if ((failed)) || [[ $("$list" "$flavour" | wc -l) != $(wc -l <"$log") ]]; then
 		result fail "selftests on $flavour: the kernel complained, or the VM died" "$COMPLAINT"
 		return 1
 	fi
@@ -256,6 +266,7 @@ intel() {
 
 case ${1:-} in
 ours | upstream | intel) "$1" ;;
+debug-short) FLAVOUR=debug ours debug_short_list ;;
 intel-short) intel short ;;
-*) die "usage: selftests.sh ours|upstream|intel|intel-short" ;;
+*) die "usage: selftests.sh ours|debug-short|upstream|intel|intel-short" ;;
 esac
