@@ -87,11 +87,10 @@ our_list() {
 
 # Those of them that `make test` runs on the debug kernel, where all of them take most of an hour: about allocations that fail,
 # about races, and about what is freed.
-DEBUG_SHORT=(map_memory_{fail_nth,race} memory_region_list_{fail_nth,memfd,reshape_race,stale,stress} gmap_{fail_nth,remap,vm}
-	mem_area_{fail_nth,stress} memslots_debugfs shadow_sync)
+DEBUG_SHORT=(map_memory_fail_nth memory_region_list_{fail_nth,memfd,reshape_race,stale} gmap_{fail_nth,remap,vm}
+	mem_area_{fail_nth,stress} memslots_debugfs)
 debug_short_list() {
-	our_list debug | grep -E "^(kunit:.*|(shadow:)?x86/($(printf '%s\n' "${DEBUG_SHORT[@]}" | paste -sd'|'))_test( .*)?)\$" |
-		grep -vxF shadow:x86/memory_region_list_stress_test
+	our_list debug | grep -E "^(kunit:.*|x86/($(printf '%s\n' "${DEBUG_SHORT[@]}" | paste -sd'|'))_test( .*)?)\$"
 }
 
 # Upstream's, and these.
