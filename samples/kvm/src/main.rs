@@ -37,6 +37,7 @@
 //! | `areas/` | `sample-vmm areas`: what Linux in the VM shares with the VMM |
 //! | `linux/` | a machine that boots Linux |
 //! | `vcpu.rs` | a vCPU in 64-bit mode, for the guests of `gmap/`, `memslots/` and `populate/` |
+//! | `chart.rs` | what all charts look like |
 //! | `kick.rs` | how a vCPU leaves `KVM_RUN` for another thread |
 
 // A program has no public items: `pub` is for its other modules.
@@ -46,6 +47,7 @@
 compile_error!("the guest is x86-64 code, and KVM is Linux");
 
 mod areas;
+mod chart;
 mod gmap;
 mod kick;
 mod linux;

@@ -9,9 +9,12 @@ use plotters::{
     style::text_anchor::{HPos, Pos, VPos},
 };
 
-use crate::areas::{
-    served::{Beats, Memory, Remains},
-    watch::{Sample, Stalls},
+use crate::{
+    areas::{
+        served::{Beats, Memory, Remains},
+        watch::{Sample, Stalls},
+    },
+    chart::{draw_legend, FONT, SEA_BLUE, VERMILION},
 };
 
 /// What one kind of heartbeat costs.
@@ -178,9 +181,8 @@ pub fn svg(report: &Report, path: &Path) -> Result<()> {
 }
 
 fn draw(report: &Report, drawing: &mut String) -> Result<(), Box<dyn std::error::Error>> {
-    const FONT: &str = "sans-serif";
-    const TIMER: RGBColor = RGBColor(0x00, 0x72, 0xb2);
-    const TASK: RGBColor = RGBColor(0xd5, 0x5e, 0x00);
+    const TIMER: RGBColor = SEA_BLUE;
+    const TASK: RGBColor = VERMILION;
 
     let first = report.samples.first().map(|s| s.beats).unwrap_or_default();
     let curve = |counter: fn(&Beats) -> u64| -> Vec<(f64, f64)> {
@@ -263,13 +265,7 @@ fn draw(report: &Report, drawing: &mut String) -> Result<(), Box<dyn std::error:
         .filter_map(|(_, curve, _)| curve.last())
         .map(|&end| Cross::new(end, 7, BLACK.stroke_width(2)));
     chart.draw_series(end)?;
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .label_font((FONT, 14))
-        .background_style(WHITE.mix(0.85))
-        .border_style(RGBColor(0xcc, 0xcc, 0xcc))
-        .draw()?;
+    draw_legend(&mut chart)?;
     root.present()?;
     Ok(())
 }

@@ -6,7 +6,10 @@ use std::{fmt::Write, path::Path, time::Duration};
 use anyhow::{anyhow, Context, Result};
 use plotters::prelude::*;
 
-use crate::gmap::experiment::{Outcome, Reading};
+use crate::{
+    chart::{draw_legend, FONT, MAUVE, SEA_BLUE, SEA_GREEN, VERMILION},
+    gmap::experiment::{Outcome, Reading},
+};
 
 /// One line for each world.
 pub fn table(outcomes: &[Outcome], readings: &[Reading]) -> String {
@@ -48,13 +51,7 @@ fn draw(
     readings: &[Reading],
     drawing: &mut String,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    const COLORS: [RGBColor; 4] = [
-        RGBColor(0xd5, 0x5e, 0x00),
-        RGBColor(0x00, 0x72, 0xb2),
-        RGBColor(0x00, 0x9e, 0x73),
-        RGBColor(0xcc, 0x79, 0xa7),
-    ];
-    const FONT: &str = "sans-serif";
+    const COLORS: [RGBColor; 4] = [VERMILION, SEA_BLUE, SEA_GREEN, MAUVE];
 
     let time = readings
         .iter()
@@ -89,13 +86,7 @@ fn draw(
             .label(format!("world {world}"))
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .label_font((FONT, 14))
-        .background_style(WHITE.mix(0.85))
-        .border_style(RGBColor(0xcc, 0xcc, 0xcc))
-        .draw()?;
+    draw_legend(&mut chart)?;
     root.present()?;
     Ok(())
 }

@@ -6,10 +6,13 @@ use std::{fmt::Write, mem, path::Path, time::Duration};
 use anyhow::{anyhow, Context, Result};
 use plotters::{coord::Shift, prelude::*};
 
-use crate::memslots::{
-    experiment::{Method, Outcome, Sample, UNDISTURBED},
-    guest::Variant,
-    machine::Sides,
+use crate::{
+    chart::{draw_legend, FONT, SEA_BLUE, SEA_GREEN, VERMILION},
+    memslots::{
+        experiment::{Method, Outcome, Sample, UNDISTURBED},
+        guest::Variant,
+        machine::Sides,
+    },
 };
 
 /// One line per outcome.
@@ -173,8 +176,6 @@ pub fn by_variant(outcomes: &[Outcome]) -> Vec<Vec<&Outcome>> {
         .collect()
 }
 
-const FONT: &str = "sans-serif";
-
 fn draw(charts: &[Vec<&Outcome>], drawing: &mut String) -> Result<(), Box<dyn std::error::Error>> {
     const WIDTH: u32 = 1240;
     const HEIGHT: u32 = 400;
@@ -223,9 +224,9 @@ fn draw_chart(
     area: &DrawingArea<SVGBackend<'_>, Shift>,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let color = |method| match method {
-        Method::Single => RGBColor(0xd5, 0x5e, 0x00),
-        Method::Paused => RGBColor(0x00, 0x72, 0xb2),
-        Method::List => RGBColor(0x00, 0x9e, 0x73),
+        Method::Single => VERMILION,
+        Method::Paused => SEA_BLUE,
+        Method::List => SEA_GREEN,
     };
     let curves: Vec<_> = outcomes
         .iter()
@@ -281,13 +282,7 @@ fn draw_chart(
             chart.draw_series(end)?;
         }
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .label_font((FONT, 14))
-        .background_style(WHITE.mix(0.85))
-        .border_style(RGBColor(0xcc, 0xcc, 0xcc))
-        .draw()?;
+    draw_legend(&mut chart)?;
     Ok(())
 }
 

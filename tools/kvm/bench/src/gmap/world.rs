@@ -13,6 +13,8 @@ use kvm_memory_uapi::{
     HostMemory, Memory, Part, Region, Slot, VcpuAddressSpace, VmFdMemoryExt, SEGMENT_SIZE,
 };
 
+use crate::vcpu::enter_protected_mode;
+
 /// Guest physical address of the guest's program, and of what else it maps.
 const LOW: u64 = 0;
 pub const DATA: u64 = 256 * SEGMENT_SIZE;
@@ -92,17 +94,7 @@ impl Factory {
             ensure!(low.write(offset, code), "the program does not fit");
         }
         let vcpu = self.vcpu(vm, id)?;
-        let mut sregs = vcpu.get_sregs()?;
-        // Protected mode with flat segments, without paging.
-        sregs.cr0 = (1 << 4) | 1; // ET, PE
-        for segment in [&mut sregs.cs, &mut sregs.ds, &mut sregs.ss] {
-            segment.base = 0;
-            segment.limit = u32::MAX;
-            segment.g = 1;
-            segment.db = 1;
-        }
-        sregs.cs.selector = 8;
-        vcpu.set_sregs(&sregs)?;
+        enter_protected_mode(&vcpu)?;
         let space = VcpuAddressSpace::new(&vcpu)?;
         space.map(LOW, Part::all(low.clone())?)?;
         Ok(World { vcpu, space, low })
