@@ -54,12 +54,13 @@ sed -i 's/^PATCHLEVEL = .*/PATCHLEVEL = 99/' "$tmp/next/Makefile"
 cp -r "$tmp/next" "$tmp/far"
 expect "it can be applied to another version that it fits" eval 'tree_sh next apply && says "this is Linux [0-9]+\.99"'
 
-# Two patches have nothing to hold on to: a line that one changes is another, and the file of one is gone.
-sed -i 's/KVM_PFN_ERR_RO_FAULT)/KVM_PFN_ERR_RO)/' "$tmp/far/arch/x86/kvm/mmu/mmu.c"
+# Two patches have nothing to hold on to: a line that one changes is another, and the file of one is gone. Both files belong
+# to one patch each.
+sed -i 's/if (slot && slot->flags & KVM_MEMSLOT_INVALID)/if (slot \&\& is_invalid(slot))/' "$tmp/far/arch/x86/kvm/vmx/tdx.c"
 rm "$tmp/far/virt/kvm/Makefile.kvm"
 cp -r "$tmp/far" "$tmp/before-far"
 expect "it is not applied to one that it does not fit" eval '! tree_sh far apply'
 expect "the message names patch, file and line" eval \
-	'says "^0.*Let-faults-be-made.*patch" && says "arch/x86/kvm/mmu/mmu.c:[0-9]+" && says "virt/kvm/Makefile.kvm" && says "^2 of"'
+	'says "^0.*Have-a-vCPU-see.*patch" && says "arch/x86/kvm/vmx/tdx.c:[0-9]+" && says "virt/kvm/Makefile.kvm" && says "^2 of"'
 expect "the tree stays what it was" diff -r "$tmp/before-far" "$tmp/far"
 exit "$failed"
