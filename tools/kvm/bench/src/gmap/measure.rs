@@ -194,13 +194,24 @@ pub fn memory(factory: &Factory, worlds: u64, extents: u64) -> Result<[f64; 2]> 
 fn free_kib() -> Result<f64> {
     // Each processor counts up to 125 pages for itself before it adds them to the sum.
     const REFRESH: &str = "/proc/sys/vm/stat_refresh";
+    const ZONES: &str = "/proc/zoneinfo";
     fs::write(REFRESH, "1").context(REFRESH)?;
-    let meminfo = fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
-    meminfo
+    let zones = fs::read_to_string(ZONES).context(ZONES)?;
+    Ok((free_pages(&zones) * PAGE_SIZE / 1024) as f64)
+}
+
+/// The free pages of all zones, with those that each processor keeps for itself: an
+/// allocation takes one of those first, which `MemFree` does not show.
+fn free_pages(zones: &str) -> u64 {
+    zones
         .lines()
-        .find_map(|line| line.strip_prefix("MemFree:")?.split_whitespace().next())
-        .and_then(|kib| kib.parse().ok())
-        .context("no MemFree")
+        .map(str::trim_start)
+        .filter_map(|line| {
+            line.strip_prefix("pages free")
+                .or(line.strip_prefix("count:"))
+        })
+        .filter_map(|pages| pages.trim().parse::<u64>().ok())
+        .sum()
 }
 
 /// What it takes to take a page away from the process which none, one or all of
@@ -252,4 +263,18 @@ fn take_away(memory: &Memory, spaces: &[&VcpuAddressSpace], gpa: u64) -> Result<
         return Err(std::io::Error::last_os_error()).context("madvise");
     }
     Ok(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_pages_are_those_of_zones_and_of_processors() {
+        let zones = "Node 0, zone      DMA\n  per-node stats\n      nr_free_cma  5\n  pages free     3840\n        \
+                     boost    0\n  pagesets\n    cpu: 0\n              count:    10\n              high:     7\n    \
+                     cpu: 1\n              count:    2\nNode 0, zone    DMA32\n  pages free     100\n";
+        assert_eq!(free_pages(zones), 3952);
+        assert_eq!(free_pages(""), 0);
+    }
 }
