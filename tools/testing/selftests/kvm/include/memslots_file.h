@@ -117,4 +117,15 @@ static inline void free_memslots(struct memslots_file *file)
 	free(file->rows);
 }
 
+/* KVM's own memslots, which Intel's has for some vCPUs, have ids after them. */
+static inline int memslots_nr_user_rows(const struct memslots_file *file)
+{
+	u32 nr_ids = kvm_check_cap(KVM_CAP_NR_MEMSLOTS);
+	int i, nr = 0;
+
+	for (i = 0; i < file->nr_rows; i++)
+		nr += file->rows[i].id < nr_ids;
+	return nr;
+}
+
 #endif /* SELFTEST_KVM_MEMSLOTS_FILE_H */

@@ -210,8 +210,8 @@ TEST_F(ucas, dirty_log)
 TEST_F(vm, no_dirty_ring)
 {
 	vm_enable_cap(self->vm, ENABLE, 0);
-	EXPECT_EINVAL(__vm_enable_cap(self->vm, KVM_CAP_DIRTY_LOG_RING, SZ_4K));
-	EXPECT_EINVAL(__vm_enable_cap(self->vm, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, SZ_4K));
+	EXPECT_EINVAL(__vm_enable_cap(self->vm, KVM_CAP_DIRTY_LOG_RING, SZ_64K));
+	EXPECT_EINVAL(__vm_enable_cap(self->vm, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, SZ_64K));
 	EXPECT_EINVAL(__vm_ioctl(self->vm, KVM_RESET_DIRTY_RINGS, NULL));
 }
 
@@ -222,7 +222,7 @@ TEST_F(vm, has_dirty_ring)
 
 	if (!size)
 		SKIP(return, "No dirty ring");
-	vm_enable_cap(self->vm, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, SZ_4K);
+	vm_enable_cap(self->vm, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, SZ_64K);
 	EXPECT_EINVAL(__vm_enable_cap(self->vm, ENABLE, 0));
 }
 
