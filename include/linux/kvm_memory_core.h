@@ -100,6 +100,7 @@ int kvm_vm_ioctl_set_memory_region_list(struct kvm *kvm, void __user *argp);
 /* rust/kvm/memslots/seam.c */
 void kvm_memory_get_limits(struct kvm *kvm, struct kvm_memory_limits *limits);
 bool kvm_memory_is_user_range(u64 hva, u64 size);
+bool kvm_memory_traces_batches(void);
 struct kvm_memslots *kvm_memory_active(struct kvm *kvm, int as_id);
 struct kvm_memslots *kvm_memory_inactive(struct kvm *kvm, int as_id);
 struct kvm_memory_slot *kvm_memory_find_id(struct kvm_memslots *slots, int id);

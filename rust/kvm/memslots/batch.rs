@@ -24,12 +24,16 @@
 //! made before the batch.
 
 use super::{
-    changes::Prepared,
+    changes::{
+        Changes,
+        Prepared, //
+    },
     check::{
         self,
         Origin,
         Scratch, //
     },
+    few::Few,
     last_log::StartedLogs,
     locks::SlotsLocked,
     memfd::Memfds,
@@ -42,7 +46,6 @@ use super::{
 };
 
 use kernel::{
-    alloc::flags::GFP_KERNEL_ACCOUNT,
     bindings::kvm_memory_report,
     prelude::*,
     time::{
@@ -69,7 +72,8 @@ pub(super) fn run(
     origin: Origin,
     scratch: Scratch<'_>,
 ) -> Result {
-    let start = Instant::<Monotonic>::now();
+    // Reading the clock takes as long as much of a single update.
+    let start = slots.traces_batches().then(Instant::<Monotonic>::now);
     let swaps = slots.swaps();
     let mut report = kvm_memory_report {
         entries: entries.len() as u32,
@@ -77,10 +81,12 @@ pub(super) fn run(
         ..Default::default()
     };
     let result = carry_out(slots, entries, origin, scratch, &mut report);
-    report.swaps = slots.swaps().wrapping_sub(swaps) as u32;
-    report.duration_ns = start.elapsed().as_nanos() as u64;
-    report.error = result.err().map_or(0, |error| error.to_errno());
-    slots.trace_batch(&report);
+    if let Some(start) = start {
+        report.swaps = slots.swaps().wrapping_sub(swaps) as u32;
+        report.duration_ns = start.elapsed().as_nanos() as u64;
+        report.error = result.err().map_or(0, |error| error.to_errno());
+        slots.trace_batch(&report);
+    }
     result
 }
 
@@ -92,20 +98,22 @@ fn carry_out(
     scratch: Scratch<'_>,
     report: &mut kvm_memory_report,
 ) -> Result {
-    let memfds = Memfds::new(slots, entries, origin)?;
-    let mut by_file = KVVec::from_elem(0, memfds.len(), GFP_KERNEL_ACCOUNT)?;
+    let mut memfds = Memfds::new();
+    memfds.look_up(slots, entries, origin)?;
+    let mut by_file = Few::from_elem(0, memfds.len())?;
     let words = RankSet::words(memfds.len());
-    let mut file_ranks = KVVec::from_elem(0, words, GFP_KERNEL_ACCOUNT)?;
+    let mut file_ranks = Few::from_elem(0, words)?;
     let scratch = Scratch {
         by_file: &mut by_file,
         file_ranks: &mut file_ranks,
         ..scratch
     };
+    let mut changes = Changes::new();
     let (prepared, started) = {
         // Both are dropped before the first step that frees slots.
         let indexed = entries.iter().filter(|_| entries.len() >= INDEX_FROM);
         let indexed = Spaces::of(indexed.map(|entry| entry.slot_id().as_id));
-        let active = ActiveSlots::new(slots, memfds, indexed)?;
+        let active = ActiveSlots::new(slots, &memfds, indexed)?;
         let plan = check::check(&active, entries, origin, scratch).map_err(|refused| {
             report.failed = refused.index as i32;
             Error::from(refused.error)
@@ -114,10 +122,17 @@ fn carry_out(
             report.failed = entry as i32;
             error
         })?;
-        if plan.net_changes().next().is_none() {
+        let mut net_changes = plan.net_changes().peekable();
+        if net_changes.peek().is_none() {
             return started.copy(slots);
         }
-        let prepared = Prepared::new(&active, &plan, origin == Origin::List)?;
+        let prepared = Prepared::new(
+            &mut changes,
+            &active,
+            &plan,
+            net_changes,
+            origin == Origin::List,
+        )?;
         (prepared, started)
     };
     prepared.report(report);

@@ -18,10 +18,12 @@
 
 use super::{
     check::{
+        NetChange,
         NetKind,
         Plan,
         Relog, //
     },
+    few::Few,
     items::{
         Item,
         Items, //
@@ -38,35 +40,59 @@ use super::{
     view::ActiveSlots, //
 };
 
+use core::mem;
+
 use kernel::{
-    alloc::flags::GFP_KERNEL_ACCOUNT,
     bindings,
     prelude::*, //
 };
 
-/// A batch that has allocated everything. The lists have not changed. Dropping it undoes it.
-#[must_use]
-pub(super) struct Prepared<'a, 'vm> {
+/// What a batch changes. The states of the batch borrow it: moving it from one to the next would take
+/// longer than the changes of a single update.
+pub(super) struct Changes<'vm> {
     items: Items<'vm>,
     reshape: Reshape,
+}
+
+impl Changes<'_> {
+    /// Returns no changes.
+    pub(super) const fn new() -> Self {
+        Self {
+            // INVARIANT: There are no changes.
+            items: Items(Few::new()),
+            reshape: Reshape::new(),
+        }
+    }
+}
+
+/// A batch that has allocated everything. The lists have not changed. Dropping the changes undoes it.
+#[must_use]
+pub(super) struct Prepared<'b, 'a, 'vm> {
+    changes: &'b mut Changes<'vm>,
     arch: ArchLocked<'a, 'vm>,
 }
 
-impl<'a, 'vm> Prepared<'a, 'vm> {
-    /// Prepares the changes of `plan`, which was made from `slots`: new slots, INVALID copies, dirty
+impl<'b, 'a, 'vm> Prepared<'b, 'a, 'vm> {
+    /// Prepares `net_changes`, those of `plan`, which was made from `slots`, and puts them in `changes`,
+    /// which must be empty: new slots, INVALID copies, dirty
     /// bitmaps, the architecture's data, bindings to guest_memfds. Slots are only reshaped if
     /// `may_reshape`.
     ///
     /// Fails with the error of an allocation, of the architecture's hook or of the guest_memfd.
     pub(super) fn new(
-        slots: &ActiveSlots<'a, 'vm>,
-        plan: &Plan<'_, ActiveSlots<'a, 'vm>>,
+        changes: &'b mut Changes<'vm>,
+        slots: &ActiveSlots<'a, '_, 'vm>,
+        plan: &Plan<'_, ActiveSlots<'a, '_, 'vm>>,
+        net_changes: impl Iterator<Item = NetChange>,
         may_reshape: bool,
     ) -> Result<Self> {
         let locked = slots.locked();
         let arch = locked.lock_arch();
-        let mut items = KVVec::with_capacity(plan.max_changes(), GFP_KERNEL_ACCOUNT)?;
-        for net in plan.net_changes() {
+        let items = &mut changes.items;
+        // INVARIANT: The plan has at most one net change for each slot. Its check has found no overlap,
+        // and slots_lock has been held since.
+        items.0 = Few::with_capacity(plan.max_changes())?;
+        for net in net_changes {
             let old = || -> Result<OldSlot> {
                 // SAFETY: `find` returns slots in the lists. A plan has at most one net change for
                 // each slot, for which one `OldSlot` is made. Every state of the batch borrows
@@ -79,7 +105,7 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
                     invalid: None,
                     last_log: net.last_log,
                 };
-                items.push(delete, GFP_KERNEL_ACCOUNT)?;
+                items.0.push(delete)?;
             }
             let item = match net.kind {
                 NetKind::Delete => continue,
@@ -113,49 +139,35 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
                     Item::FlagsOnly { old, new, relog }
                 }
             };
-            items.push(item, GFP_KERNEL_ACCOUNT)?;
+            items.0.push(item)?;
         }
-        // INVARIANT: The plan has at most one net change for each slot. Its check has found no
-        // overlap, and slots_lock has been held since.
-        let mut items = Items(items);
         let in_place = may_reshape && items.can_reshape(&arch);
-        let reshape = items.compare(locked, in_place)?;
-        if !in_place || !reshape.taken.is_empty() {
+        items.compare(locked, in_place, &mut changes.reshape)?;
+        if !in_place || !changes.reshape.taken.is_empty() {
             items.copy_invalid(&arch)?;
         }
-        Ok(Self {
-            items,
-            reshape,
-            arch,
-        })
+        Ok(Self { changes, arch })
     }
 
     /// Reports what the batch is going to do.
     pub(super) fn report(&self, report: &mut bindings::kvm_memory_report) {
-        let invalid = self.items.0.iter().filter_map(Item::invalidated);
-        report.changes = self.items.0.len() as u32;
-        report.invalid = invalid.count() as u32;
-        report.kept = self.reshape.kept_pages;
-        report.gone = self.reshape.gone_pages;
+        let Changes { items, reshape } = &*self.changes;
+        report.changes = items.0.len() as u32;
+        report.invalid = items.0.iter().filter_map(Item::invalidated).count() as u32;
+        report.kept = reshape.kept_pages;
+        report.gone = reshape.gone_pages;
     }
 
     /// Replaces all slots that are deleted or moved with INVALID copies, in both lists, by one swap,
     /// and flushes their mappings from the second-level page tables. Does nothing if there are none.
     ///
     /// Fails if [`Items::refresh`] or [`Items::take_over_memfds`] does, after putting the old slots back.
-    pub(super) fn invalidate(self) -> Result<Invalidated<'a, 'vm>> {
-        let Self {
-            mut items,
-            reshape,
-            mut arch,
-        } = self;
+    pub(super) fn invalidate(self) -> Result<Invalidated<'b, 'a, 'vm>> {
+        let Self { changes, mut arch } = self;
+        let Changes { items, reshape } = &mut *changes;
         let spaces = items.invalidated_spaces();
         if spaces.is_empty() {
-            return Ok(Invalidated {
-                items,
-                reshape,
-                arch,
-            });
+            return Ok(Invalidated { changes, arch });
         }
 
         // SAFETY: No step has changed the lists, so that both contain the old slots. `arch` proves
@@ -198,38 +210,30 @@ impl<'a, 'vm> Prepared<'a, 'vm> {
             unsafe { items.put_copies(slots, true) };
             return Err(error);
         }
-        Ok(Invalidated {
-            items,
-            reshape,
-            arch,
-        })
+        Ok(Invalidated { changes, arch })
     }
 }
 
 /// A batch that can no longer fail. Both lists contain its INVALID copies, if it has any, and
-/// readers see these: it must be published, not dropped.
+/// readers see these: it must be published, and its changes not dropped.
 #[must_use]
-pub(super) struct Invalidated<'a, 'vm> {
-    items: Items<'vm>,
-    reshape: Reshape,
+pub(super) struct Invalidated<'b, 'a, 'vm> {
+    changes: &'b mut Changes<'vm>,
     arch: ArchLocked<'a, 'vm>,
 }
 
-impl<'a, 'vm> Invalidated<'a, 'vm> {
+impl<'b, 'a, 'vm> Invalidated<'b, 'a, 'vm> {
     /// Publishes the final slots by one swap, carries dirty bits to them, and puts them in the lists
     /// that were active.
-    pub(super) fn publish(self) -> Published<'a, 'vm> {
-        let Self {
-            items,
-            reshape,
-            arch,
-        } = self;
+    pub(super) fn publish(self) -> Published<'b, 'a, 'vm> {
+        let Self { changes, arch } = self;
+        let Changes { items, reshape } = &*changes;
         // SAFETY: Both lists contain the copies, from invalidate(), and the other old slots, which
         // no step has replaced. `arch` proves that slots_arch_lock is held.
         unsafe { items.put_final(arch.slots()) };
         let slots = arch.swap(items.spaces());
 
-        items.carry_dirty(&reshape);
+        items.carry_dirty(reshape);
         slots.count_pages(
             reshape.kept_pages,
             reshape.gone_pages,
@@ -238,34 +242,27 @@ impl<'a, 'vm> Invalidated<'a, 'vm> {
         // SAFETY: The lists that were active until the swap have not changed, so that they contain
         // the copies and the other old slots. No swap of this batch follows.
         unsafe { items.put_final(slots) };
-        Published {
-            items,
-            reshape,
-            slots,
-        }
+        Published { changes, slots }
     }
 }
 
-/// A batch that readers see. Both lists contain the final slots: it must be finished, not dropped.
+/// A batch that readers see. Both lists contain the final slots: it must be finished, and its
+/// changes not dropped.
 #[must_use]
-pub(super) struct Published<'a, 'vm> {
-    items: Items<'vm>,
-    reshape: Reshape,
+pub(super) struct Published<'b, 'a, 'vm> {
+    changes: &'b mut Changes<'vm>,
     slots: &'a SlotsLocked<'vm>,
 }
 
-impl Published<'_, '_> {
+impl Published<'_, '_, '_> {
     /// Updates the counts, calls the architecture's commit hooks, creations first, brings the mappings
     /// of kept frames in line with the new slots, hands out last dirty bits, and frees the old slots.
     ///
     /// Fails with `EFAULT` if userspace has unmapped what receives last dirty bits since `started` was
     /// made. The batch is complete then, too.
     pub(super) fn finish(self, started: &StartedLogs) -> Result {
-        let Self {
-            items,
-            reshape,
-            slots,
-        } = self;
+        let Self { changes, slots } = self;
+        let Changes { items, reshape } = changes;
         // Count everything before the first hook: the architecture limits its shadow pages by the
         // count, and must not see an intermediate one.
         for item in &items.0 {
@@ -285,14 +282,14 @@ impl Published<'_, '_> {
                 slots.commit(None, Some(new.slot()), Change::Create);
             }
         }
-        items.settle(slots, &reshape);
+        items.settle(slots, reshape);
         for item in &items.0 {
             if let Item::Delete { old, .. } = item {
                 slots.commit(Some(old.slot()), None, Change::Delete);
             }
         }
         let mut result = started.copy(slots);
-        for item in items.0 {
+        for item in mem::take(&mut items.0) {
             match item {
                 Item::Delete { old, last_log, .. } => {
                     if last_log != 0 {

@@ -229,6 +229,12 @@ impl SlotsLocked<'_> {
         }
     }
 
+    /// Returns whether batches are traced.
+    pub(super) fn traces_batches(&self) -> bool {
+        // SAFETY: The function only reads the state of the tracepoint.
+        unsafe { bindings::kvm_memory_traces_batches() }
+    }
+
     /// Traces a batch that has completed or failed.
     pub(super) fn trace_batch(&self, report: &bindings::kvm_memory_report) {
         // SAFETY: The tracepoint reads from the report, which outlives the call.

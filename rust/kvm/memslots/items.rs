@@ -5,6 +5,7 @@
 use super::{
     check::Relog,
     dirty,
+    few::Few,
     locks::{
         ArchLocked,
         SlotsLocked, //
@@ -27,10 +28,7 @@ use super::{
     }, //
 };
 
-use kernel::{
-    alloc::flags::GFP_KERNEL_ACCOUNT,
-    prelude::*, //
-};
+use kernel::prelude::*;
 
 /// One change of the lists. `invalid` is the INVALID copy of `old`, if the batch needs one.
 pub(super) enum Item<'vm> {
@@ -116,7 +114,7 @@ impl<'vm> Item<'vm> {
 ///
 /// Each slot in the lists occurs at most once. The slots that the items add overlap neither each
 /// other nor the slots that stay in the lists.
-pub(super) struct Items<'vm>(pub(super) KVVec<Item<'vm>>);
+pub(super) struct Items<'vm>(pub(super) Few<Item<'vm>>);
 
 impl<'vm> Items<'vm> {
     /// Returns the address spaces in which a slot is deleted or moved.
@@ -249,12 +247,28 @@ impl<'vm> Items<'vm> {
 
     /// Compares the slots that are removed with those that are added. Clears the dirty bits of kept
     /// frames that are logged before and after: these have the bits that they had.
-    pub(super) fn compare(&mut self, slots: &SlotsLocked<'vm>, in_place: bool) -> Result<Reshape> {
-        let mut reshape = Reshape::new(in_place);
+    pub(super) fn compare(
+        &mut self,
+        slots: &SlotsLocked<'vm>,
+        in_place: bool,
+        reshape: &mut Reshape,
+    ) -> Result {
+        reshape.in_place = in_place;
+        if let [item] = &*self.0 {
+            // A slot that moves has none of its frames in common with itself.
+            if let Some(old) = item.removed() {
+                let gfns = old.mapping().gfns;
+                reshape.gone_pages = gfns.npages();
+                if in_place {
+                    reshape.taken.push(reshape::taken(old.id().as_id, gfns, false))?;
+                }
+            }
+            return Ok(());
+        }
         let olds = Sides::new(self.0.len(), |item| self.removed(item))?;
         if olds.is_empty() {
             // Most batches create slots or change flags.
-            return Ok(reshape);
+            return Ok(());
         }
         let news = Sides::new(self.0.len(), |item| self.added(item))?;
         reshape.compare(&olds, &news, self.spaces())?;
@@ -269,13 +283,13 @@ impl<'vm> Items<'vm> {
             if logs_late && asked && ends {
                 // The last writes would be logged in the new slot, which has no log.
                 let written = reshape::taken(old.id().as_id, shared.gfns, true);
-                reshape.taken.push(written, GFP_KERNEL_ACCOUNT)?;
+                reshape.taken.push(written)?;
             }
             if let Some(Item::Create { new }) = self.0.get_mut(shared.new) {
                 new.clear_dirty(shared.gfns);
             }
         }
-        Ok(reshape)
+        Ok(())
     }
 
     /// Returns the slot that is removed by change number `item`.

@@ -11,32 +11,32 @@ use super::{
         Plan,
         View, //
     },
+    few::Few,
     locks::SlotsLocked, //
 };
 
 use kernel::{
-    alloc::flags::GFP_KERNEL_ACCOUNT,
     bindings,
     error::to_result,
     prelude::*, //
 };
 
 /// The logs that a list starts, and whose last bits it asks for.
-pub(super) struct StartedLogs(KVVec<LastLog>);
+pub(super) struct StartedLogs(Few<LastLog>);
 
 impl StartedLogs {
     /// Finds out whether userspace can be given all last bits that `plan` asks for.
     ///
     /// Returns the number of the first entry for which it cannot, and why.
     pub(super) fn new<V: View>(plan: &Plan<'_, V>) -> Result<Self, (usize, Error)> {
-        let mut started = KVVec::new();
+        let mut started = Few::new();
         for log in plan.last_logs() {
             // SAFETY: The function only accesses memory of the current task's userspace.
             to_result(unsafe { bindings::kvm_memory_fault_in_log(log.address, log.npages) })
                 .map_err(|error| (log.entry, error))?;
             if log.started {
                 started
-                    .push(log, GFP_KERNEL_ACCOUNT)
+                    .push(log)
                     .map_err(|error| (log.entry, error.into()))?;
             }
         }

@@ -10,6 +10,7 @@ use super::{
         self,
         Origin, //
     },
+    few::Few,
     locks::SlotsLocked,
     slot::Slot,
     types::{
@@ -33,10 +34,7 @@ use core::ptr::{
 };
 
 use kernel::{
-    alloc::{
-        flags::GFP_KERNEL_ACCOUNT,
-        AllocError, //
-    },
+    alloc::AllocError,
     bindings,
     error::to_result,
     prelude::*, //
@@ -81,37 +79,42 @@ struct Named {
 /// The guest_memfds of a batch. Usually it has none.
 pub(super) struct Memfds {
     /// In the order of entries.
-    named: KVVec<Named>,
+    named: Few<Named>,
     /// What slots are bound to.
-    bound: KVVec<(FilePages, SlotId)>,
+    bound: Few<(FilePages, SlotId)>,
     /// Positions in `bound`, in the order of files and pages. (Sorting numbers needs less code than
     /// sorting what they stand for.)
-    order: KVVec<u32>,
+    order: Few<u32>,
 }
 
 impl Memfds {
-    /// Looks up the guest_memfds of `entries`.
-    pub(super) fn new(
+    /// Returns no guest_memfds.
+    pub(super) const fn new() -> Self {
+        Self {
+            named: Few::new(),
+            bound: Few::new(),
+            order: Few::new(),
+        }
+    }
+
+    /// Looks up the guest_memfds of `entries`. There must be none yet.
+    pub(super) fn look_up(
+        &mut self,
         slots: &SlotsLocked<'_>,
         entries: &[Entry],
         origin: Origin,
-    ) -> Result<Self, AllocError> {
-        let mut this = Self {
-            named: KVVec::new(),
-            bound: KVVec::new(),
-            order: KVVec::new(),
-        };
+    ) -> Result<(), AllocError> {
         for (i, entry) in entries.iter().enumerate() {
             if entry.wants_memfd() {
                 let named = Named::new(slots, i, entry);
-                this.named.push(named, GFP_KERNEL_ACCOUNT)?;
+                self.named.push(named)?;
             }
         }
         // Binding the slot of a single update finds by itself whether another slot is bound there.
-        if origin == Origin::List && !this.named.is_empty() {
-            this.find_bound(slots)?;
+        if origin == Origin::List && !self.named.is_empty() {
+            self.find_bound(slots)?;
         }
-        Ok(this)
+        Ok(())
     }
 
     /// Returns the number of entries that name pages of a guest_memfd.
@@ -161,8 +164,8 @@ impl Memfds {
                 rest.start = slot.mapping().gfns.end;
                 if let Some(pages) = bound_pages(slot) {
                     self.order
-                        .push(self.bound.len() as u32, GFP_KERNEL_ACCOUNT)?;
-                    self.bound.push((pages, slot.id()), GFP_KERNEL_ACCOUNT)?;
+                        .push(self.bound.len() as u32)?;
+                    self.bound.push((pages, slot.id()))?;
                 }
             }
         }

@@ -21,6 +21,7 @@
 //! | `view.rs` | the active slots, as check looks at them |
 //! | `memfd.rs` | the guest_memfds that entries name |
 //! | `check.rs`, `rank_set.rs` | what each entry means, or why it is refused; pure |
+//! | `few.rs` | a vector that allocates nothing for its first element |
 //! | `frames.rs` | which frames stay where they are; pure |
 //! | `swap.rs` | the two lists of each address space, and the swap |
 //! | `hooks.rs` | the architecture's hooks, the VM's counts, tracing |
@@ -36,6 +37,7 @@ mod batch;
 mod changes;
 pub mod check;
 mod dirty;
+mod few;
 pub mod frames;
 mod hooks;
 pub mod ioctl;

@@ -18,6 +18,7 @@ use super::{
         Piece,
         Side, //
     },
+    few::Few,
     locks::SlotsLocked,
     slot::Slot,
     types::Spaces, //
@@ -29,16 +30,13 @@ use crate::types::{
 };
 
 use kernel::{
-    alloc::{
-        flags::GFP_KERNEL_ACCOUNT,
-        AllocError, //
-    },
+    alloc::AllocError,
     bindings,
     prelude::*, //
 };
 
 /// Slots, sorted by address space and frame. Those of an address space do not overlap.
-pub(super) struct Sides(KVVec<Side>);
+pub(super) struct Sides(Few<Side>);
 
 impl Sides {
     /// Sorts the slots that `slot` returns for some of the numbers from 0 to `n - 1`.
@@ -47,14 +45,14 @@ impl Sides {
         slot: impl Fn(usize) -> Option<Slot<'s>>,
     ) -> Result<Self, AllocError> {
         // Sorting numbers needs less code, and less copying, than sorting slots.
-        let mut order = KVVec::new();
+        let mut order = Few::new();
         for item in (0..n).filter(|&item| slot(item).is_some()) {
-            order.push(item as u32, GFP_KERNEL_ACCOUNT)?;
+            order.push(item as u32)?;
         }
         order.sort_unstable_by_key(|&item| {
             slot(item as usize).map(|slot| (slot.id().as_id, slot.mapping().gfns.start))
         });
-        let mut sides = KVVec::with_capacity(order.len(), GFP_KERNEL_ACCOUNT)?;
+        let mut sides = Few::with_capacity(order.len())?;
         for &item in &order {
             if let Some(slot) = slot(item as usize) {
                 let side = Side {
@@ -62,7 +60,7 @@ impl Sides {
                     mapping: slot.mapping(),
                     item,
                 };
-                sides.push(side, GFP_KERNEL_ACCOUNT)?;
+                sides.push(side)?;
             }
         }
         Ok(Self(sides))
@@ -111,27 +109,27 @@ pub(super) struct Reshape {
     /// Number of pages of the removed slots that are gone.
     pub(super) gone_pages: u64,
     /// Frames whose dirty bits are carried, and whose mappings may stay.
-    pub(super) shared: KVVec<Shared>,
+    pub(super) shared: Few<Shared>,
     /// Frames that the guest loses, or loses write access to. Only if slots are reshaped.
-    pub(super) taken: KVVec<bindings::kvm_memory_gfns>,
+    pub(super) taken: Few<bindings::kvm_memory_gfns>,
     /// Where an edge of an added slot is inside of a removed one. Only if slots are reshaped.
-    split: KVVec<(u16, Gfn)>,
+    split: Few<(u16, Gfn)>,
     /// Where an edge of a removed slot is inside of an added one, with the number of the change that
     /// adds it. Only if slots are reshaped.
-    pub(super) joined: KVVec<(usize, Gfn)>,
+    pub(super) joined: Few<(usize, Gfn)>,
 }
 
 impl Reshape {
-    /// What a batch must do that removes no slots. `in_place` says whether it can reshape slots.
-    pub(super) fn new(in_place: bool) -> Self {
+    /// What a batch must do that removes no slots, and does not reshape.
+    pub(super) const fn new() -> Self {
         Self {
-            in_place,
+            in_place: false,
             kept_pages: 0,
             gone_pages: 0,
-            shared: KVVec::new(),
-            taken: KVVec::new(),
-            split: KVVec::new(),
-            joined: KVVec::new(),
+            shared: Few::new(),
+            taken: Few::new(),
+            split: Few::new(),
+            joined: Few::new(),
         }
     }
 
@@ -157,12 +155,12 @@ impl Reshape {
             for (edge, _) in edges_inside(added, removed) {
                 // The end of a slot often is the start of the next.
                 if self.split.last() != Some(&(as_id, edge)) {
-                    self.split.push((as_id, edge), GFP_KERNEL_ACCOUNT)?;
+                    self.split.push((as_id, edge))?;
                 }
             }
             for (edge, new) in edges_inside(removed, added) {
                 if self.joined.last() != Some(&(new as usize, edge)) {
-                    self.joined.push((new as usize, edge), GFP_KERNEL_ACCOUNT)?;
+                    self.joined.push((new as usize, edge))?;
                 }
             }
         }
@@ -179,7 +177,7 @@ impl Reshape {
                 gfns: piece.gfns,
                 kept: here,
             };
-            self.shared.push(shared, GFP_KERNEL_ACCOUNT)?;
+            self.shared.push(shared)?;
         }
         if here {
             match piece.new {
@@ -194,7 +192,7 @@ impl Reshape {
         };
         if here && self.in_place {
             self.taken
-                .push(taken(as_id, piece.gfns, keep), GFP_KERNEL_ACCOUNT)?;
+                .push(taken(as_id, piece.gfns, keep))?;
         }
         Ok(())
     }

@@ -70,6 +70,11 @@ struct kvm_memory_slot *kvm_memory_find_gfn(struct kvm_memslots *slots,
 	return kvm_memslot_iter_is_valid(&iter, end) ? iter.slot : NULL;
 }
 
+bool kvm_memory_traces_batches(void)
+{
+	return trace_kvm_memslot_batch_enabled();
+}
+
 void kvm_memory_hash_add(struct kvm_memslots *slots,
 			 struct kvm_memory_slot *slot)
 {

@@ -8,6 +8,7 @@ use super::{
         Limits,
         View, //
     },
+    few::Few,
     locks::SlotsLocked,
     memfd::Memfds,
     slot::Slot,
@@ -28,11 +29,10 @@ use crate::types::{
     PAGE_SHIFT, //
 };
 
+use core::cell::Cell;
+
 use kernel::{
-    alloc::{
-        flags::GFP_KERNEL_ACCOUNT,
-        AllocError, //
-    },
+    alloc::AllocError,
     bindings,
     prelude::*, //
 };
@@ -62,32 +62,35 @@ fn is_user_range(hva: Hva, size: u64) -> bool {
 ///
 /// A batch with many entries needs the index: KVM hashes ids to so few buckets that a VM with
 /// thousands of slots has long chains.
-pub(super) struct ActiveSlots<'a, 'vm> {
+pub(super) struct ActiveSlots<'a, 'm, 'vm> {
     locked: &'a SlotsLocked<'vm>,
     /// The address spaces in the index.
     spaces: Spaces,
     /// By address space and id. Empty if there is no index.
-    index: KVVec<Option<Slot<'a>>>,
-    memfds: Memfds,
+    index: Few<Option<Slot<'a>>>,
+    /// What the last look-up without an index has found. Each change looks its slot up several times.
+    last: Cell<Option<(SlotId, Option<Slot<'a>>)>>,
+    memfds: &'m Memfds,
 }
 
-impl<'a, 'vm> ActiveSlots<'a, 'vm> {
+impl<'a, 'm, 'vm> ActiveSlots<'a, 'm, 'vm> {
     /// Makes one pass over all slots in `indexed`, where ids then are found in constant time. Fails
     /// only if the index cannot be allocated.
     pub(super) fn new(
         locked: &'a SlotsLocked<'vm>,
-        memfds: Memfds,
+        memfds: &'m Memfds,
         indexed: Spaces,
     ) -> Result<Self, AllocError> {
         let limits = locked.limits();
         let mut this = Self {
             locked,
             spaces: Spaces::of(indexed.iter().filter(|&id| id < limits.address_spaces)),
-            index: KVVec::new(),
+            index: Few::new(),
+            last: Cell::new(None),
             memfds,
         };
         let len = this.spaces.iter().count() * usize::from(limits.slots);
-        this.index = KVVec::from_elem(None, len, GFP_KERNEL_ACCOUNT)?;
+        this.index = Few::from_elem(None, len)?;
         for as_id in this.spaces.iter() {
             let mut rest = GfnRange {
                 start: Gfn(0),
@@ -119,8 +122,8 @@ impl<'a, 'vm> ActiveSlots<'a, 'vm> {
     }
 
     /// Returns the guest_memfds of the batch.
-    pub(super) fn memfds(&self) -> &Memfds {
-        &self.memfds
+    pub(super) fn memfds(&self) -> &'m Memfds {
+        self.memfds
     }
 
     /// Returns whether a slot is bound to pages that entry number `entry` names.
@@ -131,14 +134,21 @@ impl<'a, 'vm> ActiveSlots<'a, 'vm> {
 
     /// Returns the slot `id` that readers see, or [`None`] if there is none.
     pub(super) fn find(&self, id: SlotId) -> Option<Slot<'a>> {
-        if self.index.is_empty() {
-            return self.locked.find(id);
+        if !self.index.is_empty() {
+            return *self.index.get(self.index_of(id)?)?;
         }
-        *self.index.get(self.index_of(id)?)?
+        if let Some((last, slot)) = self.last.get() {
+            if last == id {
+                return slot;
+            }
+        }
+        let slot = self.locked.find(id);
+        self.last.set(Some((id, slot)));
+        slot
     }
 }
 
-impl View for ActiveSlots<'_, '_> {
+impl View for ActiveSlots<'_, '_, '_> {
     fn limits(&self) -> Limits {
         let limits = self.locked.limits();
         Limits {

@@ -12,13 +12,15 @@ spare=0
 # shellcheck disable=SC2054  # the commas are QEMU's
 case $ACCEL in
 tcg) cpu=(-accel tcg,thread=multi -cpu EPYC,+svm,+npt) spare=1 ;;
+# The clock counts instructions: each takes 1 ns. QEMU then emulates all processors in one thread.
+icount) cpu=(-accel tcg,thread=single -icount "shift=0,sleep=off" -cpu EPYC,+svm,+npt) ;;
 kvm)
 	[[ -w /dev/kvm ]] || die "ACCEL=kvm: no access to /dev/kvm"
 	grep -qsx '[Y1]' /sys/module/kvm_{amd,intel}/parameters/nested ||
 		die "ACCEL=kvm: this machine's KVM does not nest" "load kvm_amd or kvm_intel with nested=1, or leave ACCEL out"
 	cpu=(-accel kvm -cpu host)
 	;;
-*) die "ACCEL is tcg or kvm, not '$ACCEL'" ;;
+*) die "ACCEL is tcg, icount or kvm, not '$ACCEL'" ;;
 esac
 
 # boot APPEND: runs the VM until it ends. The root file system is that of the toolchain, read-only. Not virtme-ng: its init

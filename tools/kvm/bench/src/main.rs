@@ -43,6 +43,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 
+use crate::memslots::Unit;
+
 /// Measure the cost of memslot updates, in C, in Rust and as a list, of
 /// populating guest memory, of address spaces of vCPUs, and of memory areas.
 ///
@@ -74,6 +76,8 @@ struct Args {
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Group {
     Updates,
+    /// What updates take where the clock counts instructions: in a VM with ACCEL=icount
+    Instructions,
     Reshape,
     Endure,
     Populate,
@@ -87,7 +91,10 @@ fn main() -> Result<()> {
     let (quick, rounds, svg) = (args.quick, args.rounds, args.svg.as_deref());
     let flavour = &args.kvm_flavour;
     if measures(Group::Updates) {
-        memslots::run(quick, rounds, svg, flavour)?;
+        memslots::run(Unit::Micros, quick, rounds, svg, flavour)?;
+    }
+    if args.only == Some(Group::Instructions) {
+        memslots::run(Unit::Instructions, quick, rounds, None, flavour)?;
     }
     if measures(Group::Reshape) {
         memslots::reshape::measure_all(&args.guest, quick, rounds, svg, flavour)?;

@@ -8,4 +8,5 @@ mod report;
 pub mod reshape;
 mod run;
 
+pub use report::Unit;
 pub use run::run;

@@ -16,6 +16,14 @@ use plotters::prelude::*;
 use crate::figures::{digits, draw_legend, times, Spread};
 use crate::memslots::measure::{Case, Method, Operation};
 
+/// What the clock counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Micros,
+    /// One for each nanosecond.
+    Instructions,
+}
+
 /// All measured times, one per round: the time of an operation on all slots of
 /// a case together.
 #[derive(Default)]
@@ -67,12 +75,16 @@ impl Results {
 }
 
 /// One row for each operation and case.
-pub fn table(results: &Results, rounds: u32) -> Result<String> {
+pub fn table(results: &Results, unit: Unit, rounds: u32) -> Result<String> {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("kernel version")?;
     let mut out = String::new();
     writeln!(
         out,
-        "Time per slot in µs: median (least .. most) of {rounds} rounds; Linux {}",
+        "{}: median (least .. most) of {rounds} rounds; Linux {}",
+        match unit {
+            Unit::Micros => "Time per slot in µs",
+            Unit::Instructions => "Thousands of instructions per slot",
+        },
         kernel.trim()
     )?;
     write!(out, "\n{:<12}{:>6}", "", "slots")?;
@@ -82,6 +94,9 @@ pub fn table(results: &Results, rounds: u32) -> Result<String> {
     writeln!(out, "  {:>8}  {:>8}", "Rust : C", "C : list")?;
 
     for (vcpu, heading) in [(false, "no vCPU"), (true, "a vCPU running")] {
+        if results.cases(vcpu).is_empty() {
+            continue;
+        }
         writeln!(out, "{heading}")?;
         for operation in Operation::ALL {
             for case in results.cases(vcpu) {
@@ -217,7 +232,7 @@ mod tests {
 
     #[test]
     fn table_has_costs_per_slot_and_their_ratios() -> Result<()> {
-        let table = table(&results(), 1)?;
+        let table = table(&results(), Unit::Micros, 1)?;
         let row = table
             .lines()
             .find(|line| line.starts_with("  move          64"))

@@ -9,7 +9,7 @@ use kvm_ioctls::Kvm;
 
 use crate::flavour::{load, Flavour};
 use crate::memslots::measure::{self, Case, Memory, Method};
-use crate::memslots::report::{self, Results};
+use crate::memslots::report::{self, Results, Unit};
 use crate::progress::Progress;
 
 /// The largest number of slots that is also measured with a running vCPU. Every
@@ -17,18 +17,28 @@ use crate::progress::Progress;
 const VCPU_MAX_SLOTS: u16 = 64;
 
 /// Measures all cases in all rounds, prints the table and writes the picture to
-/// `svg`.
-pub fn run(quick: bool, rounds: Option<u32>, svg: Option<&Path>, kvm_flavour: &Path) -> Result<()> {
+/// `svg`. Instructions are counted in one thread, where no vCPU runs at the same time.
+pub fn run(
+    unit: Unit,
+    quick: bool,
+    rounds: Option<u32>,
+    svg: Option<&Path>,
+    kvm_flavour: &Path,
+) -> Result<()> {
     let (default_rounds, counts): (u32, &[u16]) = if quick {
         (2, &[1, 64, 1024])
     } else {
-        (5, &[1, 64, 4096, 32000])
+        (5, &[1, 16, 512, 4096, 32000])
     };
     let rounds = rounds.unwrap_or(default_rounds);
 
-    let cases: Vec<_> = [false, true]
-        .into_iter()
-        .flat_map(|vcpu| counts.iter().map(move |&slots| Case { vcpu, slots }))
+    let vcpu: &[bool] = match unit {
+        Unit::Micros => &[false, true],
+        Unit::Instructions => &[false],
+    };
+    let cases: Vec<_> = vcpu
+        .iter()
+        .flat_map(|&vcpu| counts.iter().map(move |&slots| Case { vcpu, slots }))
         .filter(|case| !case.vcpu || case.slots <= VCPU_MAX_SLOTS)
         .collect();
     let memory = Memory::new(counts.iter().copied().max().unwrap_or(0))?;
@@ -50,7 +60,7 @@ pub fn run(quick: bool, rounds: Option<u32>, svg: Option<&Path>, kvm_flavour: &P
         }
     }
 
-    print!("{}", report::table(&results, rounds)?);
+    print!("{}", report::table(&results, unit, rounds)?);
     if let Some(file) = svg {
         report::picture(&results, file).with_context(|| format!("{}", file.display()))?;
     }
