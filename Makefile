@@ -21,7 +21,7 @@ help: ## this list
 #   SMP=2 MEM=4G              processors and memory of the test VM (2G with VENDOR=intel)
 #   SHARE=DIR                 is mounted at /mnt/share in the VM
 #   FILES='...'               with VENDOR=intel: files that CMD needs and does not name
-#   ACCEL=kvm                 runs the VM on this machine's KVM, which must nest
+#   ACCEL=kvm|icount          runs the VM on this machine's KVM, which must nest; has its clock count instructions (SMP=1)
 #   SIGNOFF=1                 adds your Signed-off-by to the patches of the series
 #   TIMEOUT=3600              seconds after which the VM is given up
 #   CONSOLE=FILE              where the VM's console goes

@@ -186,24 +186,17 @@ upstream() {
 # Bochs half a minute.)
 INTEL_UPSTREAM=(set_memory_region_test pre_fault_memory_test "kvm_page_table_test -b 64M" "dirty_log_test -i 3 -I 10"
 	"memslot_perf_test -l 1 -s 64 -t 60 -f 3 -e 4" x86/xapic_{ipi,state}_test x86/nested_dirty_log_test)
-# Not run on Intel, and reported as skipped.
-INTEL_SKIPPED=(
-	x86/memory_region_list_notifier_test # not tried: takes half a minute on QEMU, which is much faster
-	x86/memory_region_list_stale_test # not tried, for the same reason
-)
 INTEL_SHORT=(x86/memory_region_list_{,order_,dirty_log_,switch_}test x86/map_memory_{args,mapping,huge}_test
 	"x86/memory_region_list_reshape_race_test 20"
 	shadow:x86/map_memory_args_test eptad:x86/memory_region_list_dirty_log_test)
 # intel_list FLAVOUR: both flavours run what needs no ioctl of ours.
 intel_list() {
-	{
-		printf '%s\n' "${WITH_C[@]}" "${INTEL_UPSTREAM[@]}" | shorter
-		if [[ $1 == rust ]]; then
-			our_list rust | shorter
-			printf 'eptad:x86/%s_test\n' memory_region_list_dirty_{log,race} map_memory_dirty
-			printf 'restricted:x86/%s_test\n' memory_region_list{,_switch} map_memory_mapping
-		fi
-	} | grep -vE "^([a-z]+:)?($(printf '%s\n' "${INTEL_SKIPPED[@]}" | paste -sd'|'))( |\$)"
+	printf '%s\n' "${WITH_C[@]}" "${INTEL_UPSTREAM[@]}" | shorter
+	if [[ $1 == rust ]]; then
+		our_list rust | shorter
+		printf 'eptad:x86/%s_test\n' memory_region_list_dirty_{log,race} map_memory_dirty
+		printf 'restricted:x86/%s_test\n' memory_region_list{,_switch} map_memory_mapping
+	fi
 }
 
 # intel_boots FLAVOUR [TESTS-IN-A-BOOT] <LIST: one line for each, "FLAVOUR TEST VERDICT SECONDS". A test that Bochs does not get
@@ -252,9 +245,6 @@ intel() {
 		intel_list c | intel_boots c >>"$log" || failed=1
 	fi
 	! grep complaint "$log" || failed=1
-	[[ ${1:-} == short ]] || for test in "${INTEL_SKIPPED[@]}"; do
-		result skip "$test on Intel: not tried under Bochs"
-	done
 	while read -r test rust c seconds; do
 		[[ $c != - ]] || c=
 		intel_verdict "$test" "$rust" "$c" "$seconds" || failed=1
