@@ -260,7 +260,9 @@ impl<'vm> Items<'vm> {
                 let gfns = old.mapping().gfns;
                 reshape.gone_pages = gfns.npages();
                 if in_place {
-                    reshape.taken.push(reshape::taken(old.id().as_id, gfns, false))?;
+                    reshape
+                        .taken
+                        .push(reshape::taken(old.id().as_id, gfns, false))?;
                 }
             }
             return Ok(());

@@ -163,8 +163,7 @@ impl Memfds {
             while let Some(slot) = slots.active(as_id).first_in(rest) {
                 rest.start = slot.mapping().gfns.end;
                 if let Some(pages) = bound_pages(slot) {
-                    self.order
-                        .push(self.bound.len() as u32)?;
+                    self.order.push(self.bound.len() as u32)?;
                     self.bound.push((pages, slot.id()))?;
                 }
             }

@@ -11,6 +11,7 @@
 //! Elsewhere all frames of the removed slots are taken, by flushing these slots.
 
 use super::{
+    few::Few,
     frames::{
         cut,
         edges_inside,
@@ -18,7 +19,6 @@ use super::{
         Piece,
         Side, //
     },
-    few::Few,
     locks::SlotsLocked,
     slot::Slot,
     types::Spaces, //
@@ -191,8 +191,7 @@ impl Reshape {
             Some((_, Access::Same | Access::Gained)) => return Ok(()),
         };
         if here && self.in_place {
-            self.taken
-                .push(taken(as_id, piece.gfns, keep))?;
+            self.taken.push(taken(as_id, piece.gfns, keep))?;
         }
         Ok(())
     }
