@@ -73,15 +73,16 @@ pub(super) fn run(
     scratch: Scratch<'_>,
 ) -> Result {
     // Reading the clock takes as long as much of a single update.
-    let start = slots.traces_batches().then(Instant::<Monotonic>::now);
-    let swaps = slots.swaps();
+    let start = slots
+        .traces_batches()
+        .then(|| (Instant::<Monotonic>::now(), slots.swaps()));
     let mut report = kvm_memory_report {
         entries: entries.len() as u32,
         failed: -1,
         ..Default::default()
     };
     let result = carry_out(slots, entries, origin, scratch, &mut report);
-    if let Some(start) = start {
+    if let Some((start, swaps)) = start {
         report.swaps = slots.swaps().wrapping_sub(swaps) as u32;
         report.duration_ns = start.elapsed().as_nanos() as u64;
         report.error = result.err().map_or(0, |error| error.to_errno());

@@ -74,9 +74,8 @@ pub(super) struct Prepared<'b, 'a, 'vm> {
 
 impl<'b, 'a, 'vm> Prepared<'b, 'a, 'vm> {
     /// Prepares `net_changes`, those of `plan`, which was made from `slots`, and puts them in `changes`,
-    /// which must be empty: new slots, INVALID copies, dirty
-    /// bitmaps, the architecture's data, bindings to guest_memfds. Slots are only reshaped if
-    /// `may_reshape`.
+    /// which must be empty: new slots, INVALID copies, dirty bitmaps, the architecture's data, bindings
+    /// to guest_memfds. Slots are only reshaped if `may_reshape`.
     ///
     /// Fails with the error of an allocation, of the architecture's hook or of the guest_memfd.
     pub(super) fn new(
