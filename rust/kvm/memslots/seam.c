@@ -112,6 +112,17 @@ void kvm_memory_publish(struct kvm *kvm, int first, int end)
 	spin_unlock(&kvm->mn_invalidate_lock);
 }
 
+/*
+ * Wait until nobody reads the lists that kvm_memory_publish() has replaced.
+ * vCPUs are outside of kvm->srcu while they are in the guest, so that there
+ * seldom is anybody to wait for.
+ */
+void kvm_memory_wait_for_readers(struct kvm *kvm)
+{
+	if (!try_synchronize_srcu(&kvm->srcu))
+		synchronize_srcu_expedited(&kvm->srcu);
+}
+
 /* The second half of the bitmap is the buffer of kvm_get_dirty_log_protect(). */
 bool kvm_memory_alloc_dirty_bitmap(struct kvm *kvm,
 				   struct kvm_memory_slot *slot)

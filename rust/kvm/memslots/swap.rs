@@ -97,7 +97,7 @@ impl<'a, 'vm> ArchLocked<'a, 'vm> {
         drop(self);
         // SAFETY: The VM is not freed. The current task holds slots_lock, which is never taken inside
         // a read section of kvm->srcu, so that it does not wait for itself.
-        unsafe { bindings::synchronize_srcu_expedited(&raw mut (*kvm).srcu) };
+        unsafe { bindings::kvm_memory_wait_for_readers(kvm) };
 
         let step = u64::from(slots.limits().generation_step);
         for as_id in spaces.iter() {

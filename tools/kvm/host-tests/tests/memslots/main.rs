@@ -8,6 +8,7 @@
 //! | `random_lists.rs` | `check.rs` against the oracle, on random lists |
 //! | `frames.rs` | `frames.rs` against a table of frames, on random slots |
 //! | `cost.rs` | how many look-ups `check.rs` needs |
+//! | `grace_period.rs` | how an update finds out that nobody reads, under all interleavings |
 //! | `swap.rs` | the order of the steps in `changes.rs`, under all interleavings |
 //!
 //! `oracle.rs` is the oracle, `judge.rs` compares `check` with it, and `fixture.rs` has a VM and entries.
@@ -16,6 +17,7 @@ mod cost;
 mod entry_rules;
 mod fixture;
 mod frames;
+mod grace_period;
 mod judge;
 mod list_rules;
 mod oracle;
