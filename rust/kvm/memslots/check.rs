@@ -503,7 +503,9 @@ impl<V: View> Checker<'_, V> {
             };
             rest.start = Gfn(self.steps[first].skip).max(other_gfns.end);
         }
-        self.skip_superseded(i, id.as_id, gfns);
+        if rest.start != gfns.start {
+            self.skip_superseded(i, id.as_id, gfns);
+        }
         false
     }
 
