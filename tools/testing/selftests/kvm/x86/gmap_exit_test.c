@@ -210,6 +210,40 @@ TEST_F(hole, page_tables)
 	EXPECT_EQ(0, guest_run(self->vcpu));
 }
 
+static bool translates(struct kvm_vcpu *vcpu, gva_t gva, gpa_t *gpa)
+{
+	struct kvm_translation tr = { .linear_address = gva };
+
+	vcpu_ioctl(vcpu, KVM_TRANSLATE, &tr);
+	*gpa = tr.physical_address;
+	return tr.valid;
+}
+
+/* Userspace that asks for a translation is not the guest, and causes no exit. */
+TEST_F(hole, translate)
+{
+	u8 *table_mem[NR_LEVELS + 1];
+	int level;
+	gpa_t gpa;
+
+	*(u64 *)self->mem = 0x7ab1e;
+	set_up_tables(self->vcpu, table_mem);
+	for (level = NR_LEVELS; level >= 1; level--) {
+		EXPECT_FALSE(translates(self->vcpu, MAPPED_GVA, &gpa))
+			TH_LOG("level %d", level);
+		gmap_map(self->vcpu, table_mem[level], TABLE_GPA(level), SEGMENT);
+	}
+	EXPECT_TRUE(translates(self->vcpu, MAPPED_GVA, &gpa));
+	EXPECT_EQ(DATA_GPA, gpa);
+
+	/* What userspace has missed is not taken for what the guest misses. */
+	gmap_unmap(self->vcpu, TABLE_GPA(1), SEGMENT);
+	EXPECT_FALSE(translates(self->vcpu, MAPPED_GVA, &gpa));
+	gmap_map(self->vcpu, table_mem[1], TABLE_GPA(1), SEGMENT);
+	guest_set_call(self->vcpu, guest_read, MAPPED_GVA, 0, 0);
+	EXPECT_EQ(0x7ab1e, guest_run(self->vcpu));
+}
+
 /* A page that the guest's tables do not map is the guest's own business. */
 TEST_F(hole, not_present)
 {

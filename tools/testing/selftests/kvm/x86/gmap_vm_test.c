@@ -250,7 +250,7 @@ TEST_F(ucas, no_smm)
 	EXPECT_EQ(0, vm_check_cap(self->vm, KVM_CAP_X86_SMM));
 	/* As in a kernel without SMM. */
 	EXPECT_EQ(-1, __vcpu_ioctl(self->vcpu, KVM_SMI, NULL));
-	EXPECT_TRUE(errno == EINVAL || errno == ENOTTY) TH_LOG("errno %d", errno);
+	EXPECT_EQ(ENOTTY, errno);
 
 	vcpu_events_get(self->vcpu, &events);
 	EXPECT_EQ(0, events.smi.smm);
@@ -290,6 +290,9 @@ TEST_F(ucas, no_nested)
 		.flags = KVM_STATE_NESTED_GIF_SET,
 	};
 	struct kvm_sregs sregs;
+
+	if (!kvm_cpu_has(X86_FEATURE_SVM) && !kvm_cpu_has(X86_FEATURE_VMX))
+		SKIP(return, "no VM on this machine has nested guests");
 
 	/* The vCPU has what KVM_GET_SUPPORTED_CPUID gives. */
 	EXPECT_EQ(0, guest_call(self->vcpu, guest_has_nested, 0, 0, 0));
