@@ -32,6 +32,18 @@ static inline void held_update_add(struct held_update *update,
 	update->entries[update->nr_entries++] = entry;
 }
 
+/*
+ * Has grace periods of kvm->srcu end that are in progress, such as those of
+ * devices on the VM's buses.  If one is when a reader begins, the update's grace
+ * period comes after it, and its first swap then waits for later readers, too.
+ */
+static inline void end_grace_periods(struct kvm_vm *vm)
+{
+	struct kvm_msr_filter allow_all = {};
+
+	vm_ioctl(vm, KVM_X86_SET_MSR_FILTER, &allow_all);
+}
+
 static inline void *__held_update_thread(void *arg)
 {
 	struct held_update *update = arg;
@@ -62,6 +74,8 @@ static inline bool held_update_await(struct held_update *update, int nr)
 		    vm_get_stat(update->vm, memslot_swaps) == update->swaps + nr &&
 		    waits_for_readers(update->tid))
 			return true;
+	ksft_print_msg("the update does not wait after swap %d, but has made %lu\n",
+		       nr, vm_get_stat(update->vm, memslot_swaps) - update->swaps);
 	return false;
 }
 

@@ -114,6 +114,7 @@ static bool is_done(int id)
  */
 static bool start_held_update(pthread_t *holder)
 {
+	end_grace_periods(vm);
 	kvm_pthread_create(holder, NULL, vcpu_thread, vcpus[0]);
 	uffd_await_fault(uffd);
 

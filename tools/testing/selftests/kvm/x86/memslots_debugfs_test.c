@@ -225,6 +225,7 @@ TEST(update_in_its_window)
 	held_update_add(&update, shrunk);
 	held_update_add(&update, new);
 
+	end_grace_periods(vm);
 	kvm_pthread_create(&threads[0], NULL, vcpu_thread, vcpus[0]);
 	uffd_await_fault(uffd);
 	held_update_start(&update);

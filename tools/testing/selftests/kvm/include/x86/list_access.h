@@ -250,6 +250,7 @@ static inline enum result run_between_swaps(void)
 	pthread_t holder_id, access_id;
 	enum result result = GOOD;
 
+	end_grace_periods(vm);
 	kvm_pthread_create(&holder_id, NULL, holder_thread, NULL);
 	uffd_await_fault(held.uffd);
 
