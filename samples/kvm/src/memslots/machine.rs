@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 //! A VM that runs the guest, and the three ways to update its memslots.
 
-use std::{sync::atomic::Ordering, thread, time::Duration};
+use std::{sync::atomic::Ordering, time::Duration};
 
 use anyhow::{Context, Result};
 use kvm_bindings::kvm_userspace_memory_region;
@@ -46,46 +46,17 @@ impl<T> Sides<T> {
     }
 }
 
-/// How often page faults are read, and the time from one reading to the next: much
-/// longer than KVM takes to begin to emulate an access.
-const READINGS: usize = 5;
-const BETWEEN_READINGS: Duration = Duration::from_millis(1);
-
-/// KVM's counters of a vCPU's page faults.
-struct Faults {
-    taken: Counter,
-    /// Those among them that KVM answered by emulation. The guest takes them on
-    /// its device only.
-    emulated: Counter,
-}
-
-impl Faults {
-    fn new(fd: &VcpuFd) -> Result<Faults> {
-        let counter = |name| {
-            fd.counter(name)
-                .context("KVM_GET_STATS_FD failed")?
-                .with_context(|| format!("KVM does not count '{name}'"))
-        };
-        Ok(Faults {
-            taken: counter("pf_taken")?,
-            emulated: counter("pf_emulate")?,
-        })
-    }
-
-    /// Page faults on memory. A fault on the device counts as one until KVM begins to
-    /// emulate the access.
-    fn read(&self) -> Result<u64> {
-        let emulated = self.emulated.read()?;
-        Ok(self.taken.read()?.saturating_sub(emulated))
-    }
-}
+/// KVM's counter of the page faults that it resolves by a mapping. It is not `pf_taken`,
+/// which also has faults on the device, and those that KVM tries again because memslots
+/// change.
+const PAGE_FAULTS: &str = "pf_fixed";
 
 /// A VM with the guest's program in it and its vCPUs running.
 pub struct Machine {
     /// Dropped first: the vCPUs need the rest.
     threads: Threads,
     /// Of each thread's vCPU, in the order of [`ids`].
-    faults: Vec<Faults>,
+    faults: Vec<Counter>,
     memory: GuestMemoryMmap,
     window: Window,
     tsc_khz: u32,
@@ -167,7 +138,9 @@ impl Machine {
     }
 
     fn start_vcpu(&mut self, fd: VcpuFd, id: u64, variant: Variant) -> Result<()> {
-        self.faults.push(Faults::new(&fd)?);
+        let faults = fd.counter(PAGE_FAULTS).context("KVM_GET_STATS_FD failed")?;
+        self.faults
+            .push(faults.with_context(|| format!("KVM does not count '{PAGE_FAULTS}'"))?);
         self.tsc_khz = fd.get_tsc_khz().context("KVM_GET_TSC_KHZ failed")?;
         let memory = self.memory.clone();
         self.threads.start(id, fd, move |fd, device| {
@@ -214,19 +187,11 @@ impl Machine {
         Ok(longest)
     }
 
-    /// Page faults that the guest has taken on its memory. A fault on the device may
-    /// count while KVM answers it, so that the least of several readings is right.
+    /// Page faults of the guest that KVM has resolved by a mapping.
     pub fn faults(&self) -> Result<Sides<u64>> {
-        let mut least = vec![u64::MAX; self.faults.len()];
-        for _ in 0..READINGS {
-            for (least, faults) in least.iter_mut().zip(&self.faults) {
-                *least = faults.read()?.min(*least);
-            }
-            thread::sleep(BETWEEN_READINGS);
-        }
-        let mut sum = Sides::default();
-        for (vcpu, faults) in self.ids().zip(least) {
-            *sum.side(vcpu) += faults;
+        let mut sum = Sides::<u64>::default();
+        for (vcpu, faults) in self.ids().zip(&self.faults) {
+            *sum.side(vcpu) += faults.read()?;
         }
         Ok(sum)
     }

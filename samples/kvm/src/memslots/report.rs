@@ -60,7 +60,8 @@ pub fn table(outcomes: &[Outcome]) -> String {
         "\nstall: time in which a vCPU completes no step, by its own clock; (host): by the host's samples\n\
          at rest: the longest stall before the updates; update: mean time of an update\n\
          bystander: one more vCPU, which runs from other slots\n\
-         page faults: those of all updates that resize, split or merge slots, and of those that move one\n",
+         page faults, after which KVM has mapped a page: those of all updates that resize, split or merge slots, and of\n\
+         those that move one\n",
     );
     text
 }
