@@ -9,8 +9,8 @@
 
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{fence, AtomicUsize, Ordering::*};
-use loom::sync::Arc;
-use loom::thread;
+
+use crate::interleavings;
 
 /// A rule that the update breaks.
 #[derive(Clone, Copy, PartialEq)]
@@ -110,25 +110,9 @@ impl Model {
     }
 }
 
-/// Runs an update together with `others` in all interleavings. With more than one of them, only in those with
-/// at most three preemptions, as all would take a minute.
+/// Runs an update together with `others`, where the rule `wrong` is broken.
 fn model(wrong: Step, others: &'static [fn(&Model)]) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = (others.len() > 1).then_some(3);
-    builder.check(move || {
-        let model = Arc::new(Model::new(wrong));
-        let others: Vec<_> = others
-            .iter()
-            .map(|other| {
-                let model = model.clone();
-                thread::spawn(move || other(&model))
-            })
-            .collect();
-        model.update();
-        for other in others {
-            other.join().expect("the thread did not panic");
-        }
-    });
+    interleavings::run(move || Model::new(wrong), Model::update, others, |_| ());
 }
 
 fn stays(model: &Model) {

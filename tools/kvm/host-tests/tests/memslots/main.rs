@@ -11,13 +11,15 @@
 //! | `grace_period.rs` | how an update finds out that nobody reads, under all interleavings |
 //! | `swap.rs` | the order of the steps in `changes.rs`, under all interleavings |
 //!
-//! `oracle.rs` is the oracle, `judge.rs` compares `check` with it, and `fixture.rs` has a VM and entries.
+//! `oracle.rs` is the oracle, `judge.rs` compares `check` with it, `fixture.rs` has a VM and entries, and
+//! `interleavings.rs` runs an update beside other threads.
 
 mod cost;
 mod entry_rules;
 mod fixture;
 mod frames;
 mod grace_period;
+mod interleavings;
 mod judge;
 mod list_rules;
 mod oracle;

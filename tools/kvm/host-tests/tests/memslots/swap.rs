@@ -9,8 +9,9 @@
 
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
-use loom::thread;
+use loom::sync::{Condvar, Mutex, MutexGuard};
+
+use crate::interleavings;
 
 /// A rule that the update breaks.
 #[derive(Clone, Copy, PartialEq)]
@@ -256,26 +257,9 @@ impl Vm {
     }
 }
 
-/// Runs an update together with `vcpus` in all interleavings. With more than one vCPU, only in those with at
-/// most three preemptions, as all would take hours.
+/// Runs an update that breaks the rule `wrong` together with `vcpus`.
 fn model(wrong: Step, vcpus: &'static [fn(&Vm)]) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = (vcpus.len() > 1).then_some(3);
-    builder.check(move || {
-        let vm = Arc::new(Vm::new());
-        let vcpus: Vec<_> = vcpus
-            .iter()
-            .map(|vcpu| {
-                let vm = vm.clone();
-                thread::spawn(move || vcpu(&vm))
-            })
-            .collect();
-        vm.update(wrong);
-        for vcpu in vcpus {
-            vcpu.join().expect("the vCPU did not panic");
-        }
-        vm.check();
-    });
+    interleavings::run(Vm::new, move |vm| vm.update(wrong), vcpus, Vm::check);
 }
 
 #[test]
