@@ -5,10 +5,10 @@ B := tools/kvm/build
 FLAVOUR ?= rust
 # Not make's to expand.
 override CMD := $(value CMD)
-export CACHE KSRC TOOLCHAIN MIRROR JOBS OUT FLAVOUR VENDOR SMP MEM SHARE FILES CMD TIMEOUT ACCEL CONSOLE BUILD SIGNOFF
+export CACHE KSRC TOOLCHAIN MIRROR JOBS OUT FLAVOUR VENDOR SMP MEM SHARE FILES CMD TIMEOUT ACCEL CONSOLE BUILD SIGNOFF FUZZ_TIME
 
-.PHONY: help demo demo-ucas demo-areas bench test test-all host-test lint selftests upstream-selftests test-intel check-configs kernel vm apply unapply series \
-	shell clean
+.PHONY: help demo demo-ucas demo-areas bench test test-all host-test fuzz lint selftests upstream-selftests test-intel \
+	check-configs kernel vm apply unapply series shell clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 28
@@ -23,6 +23,7 @@ help: ## this list
 #   FILES='...'               with VENDOR=intel: files that CMD needs and does not name
 #   ACCEL=kvm|icount          runs the VM on this machine's KVM, which must nest; has its clock count instructions (SMP=1)
 #   SIGNOFF=1                 adds your Signed-off-by to the patches of the series
+#   FUZZ_TIME=60              seconds of make fuzz
 #   TIMEOUT=3600              seconds after which the VM is given up
 #   CONSOLE=FILE              where the VM's console goes
 #   KSRC=DIR                  your own Linux tree, in place of Debian's package
@@ -54,6 +55,9 @@ test-all: ## make test, and what takes too long for it: selftests FLAVOUR=debug,
 
 host-test: ## tests of the crates and of the core's pure part, without a VM
 	@$B/cargo.sh test
+
+fuzz: ## random descriptors of memory areas, for FUZZ_TIME seconds, found by what they make the code do
+	@$B/cargo.sh fuzz
 
 lint: ## rustfmt, clippy, checkpatch, shellcheck, sphinx-build, SPDX
 	@$B/lint.sh

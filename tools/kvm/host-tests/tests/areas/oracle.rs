@@ -3,9 +3,9 @@
 //! What a command must do, written down a second time: as the table of results in
 //! Documentation/virt/kvm/memory/areas.rst, first match counts.
 
-use kvm_memory_host_tests::areas::command::Command;
+use kvm_memory_host_tests::areas::command::{Command, Outcome};
 
-use crate::guest::{Guest, STEAL_TIME, SYSTEM_TIME, WALL_CLOCK};
+use crate::guest::{Guest, Step, STEAL_TIME, SYSTEM_TIME, WALL_CLOCK};
 
 /// What a command must lead to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,5 +81,44 @@ pub fn expected(command: Command, desc: u64, guest: &Guest) -> Expected {
         Some(current) if !register && *current != value => Expected::Result(6),
         Some(_) if guest.filter.contains(&msr) => Expected::Result(7),
         Some(_) => Expected::Result(0),
+    }
+}
+
+/// Runs `command` with the value `desc` in the guest as it is, and asserts that it does what it must.
+pub fn check(command: Command, desc: u64, before: &Guest) {
+    let mut guest = before.clone();
+    let outcome = command.run(desc, &mut guest);
+    let writes = guest
+        .steps
+        .iter()
+        .filter(|step| matches!(step, Step::WriteMsr(..)))
+        .count();
+    match (outcome, expected(command, desc, before)) {
+        (Outcome::Fault, Expected::Gp) => {
+            assert_eq!(guest.msrs, before.msrs);
+            assert_eq!(guest.result(), None);
+        }
+        (Outcome::Done, Expected::Result(result)) => {
+            assert_eq!(guest.steps.last(), Some(&Step::Result(desc, result)));
+            assert!(writes <= 1);
+            if result != 0 {
+                assert_eq!(guest.msrs, before.msrs);
+            }
+        }
+        (Outcome::Ask(area), Expected::Exit(base, size, kind)) => {
+            let asked = area.map(|area| (area.range.base(), area.range.size(), area.kind));
+            assert_eq!(asked.unwrap_or_default(), (base, size, kind));
+            assert_eq!(asked.is_none(), desc == 0 && command == Command::Unregister);
+            assert_eq!(writes, 0);
+            assert_eq!(guest.result(), None);
+        }
+        (Outcome::Done | Outcome::Fault, Expected::AllEnd) => {
+            for (msr, value) in &guest.msrs {
+                assert!(*value == 0 || guest.filter.contains(msr));
+            }
+            let all_end = guest.msrs.values().all(|value| *value == 0);
+            assert_eq!(outcome == Outcome::Done, all_end);
+        }
+        (outcome, expected) => panic!("{outcome:?} is not {expected:?}"),
     }
 }

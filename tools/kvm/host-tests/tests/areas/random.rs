@@ -6,8 +6,8 @@ use kvm_memory_host_tests::areas::command::{Command, Outcome};
 use kvm_memory_host_tests::areas::descriptor::{Range, DESC_SIZE, MAX_SIZE};
 use proptest::prelude::*;
 
-use crate::guest::{descriptor, Guest, Step, DESC, MEMORY, STEAL_TIME, SYSTEM_TIME, WALL_CLOCK};
-use crate::oracle::{expected, Expected};
+use crate::guest::{descriptor, Guest, DESC, MEMORY, STEAL_TIME, SYSTEM_TIME, WALL_CLOCK};
+use crate::oracle::check;
 
 const MSRS: [u32; 3] = [WALL_CLOCK, SYSTEM_TIME, STEAL_TIME];
 
@@ -117,42 +117,7 @@ proptest! {
         desc in desc_address(),
         before in guests(),
     ) {
-        let expected = expected(command, desc, &before);
-        let mut guest = before.clone();
-        let outcome = command.run(desc, &mut guest);
-        let written: Vec<_> = guest
-            .steps
-            .iter()
-            .filter(|step| matches!(step, Step::WriteMsr(..)))
-            .collect();
-        match (outcome, expected) {
-            (Outcome::Fault, Expected::Gp) => {
-                prop_assert_eq!(&guest.msrs, &before.msrs);
-                prop_assert_eq!(guest.result(), None);
-            }
-            (Outcome::Done, Expected::Result(result)) => {
-                prop_assert_eq!(guest.steps.last().cloned(), Some(Step::Result(desc, result)));
-                prop_assert!(written.len() <= 1);
-                if result != 0 {
-                    prop_assert_eq!(&guest.msrs, &before.msrs);
-                }
-            }
-            (Outcome::Ask(area), Expected::Exit(base, size, kind)) => {
-                let asked = area.map(|area| (area.range.base(), area.range.size(), area.kind));
-                prop_assert_eq!(asked.unwrap_or_default(), (base, size, kind));
-                prop_assert_eq!(asked.is_none(), desc == 0 && command == Command::Unregister);
-                prop_assert_eq!(written.len(), 0);
-                prop_assert_eq!(guest.result(), None);
-            }
-            (Outcome::Done | Outcome::Fault, Expected::AllEnd) => {
-                for (msr, value) in &guest.msrs {
-                    prop_assert!(*value == 0 || guest.filter.contains(msr));
-                }
-                let all_end = guest.msrs.values().all(|value| *value == 0);
-                prop_assert_eq!(outcome == Outcome::Done, all_end);
-            }
-            (outcome, expected) => prop_assert!(false, "{:?} is not {:?}", outcome, expected),
-        }
+        check(command, desc, &before);
     }
 
     #[test]
