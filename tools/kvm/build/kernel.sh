@@ -56,26 +56,26 @@ clippy() {
 flavour() {
 	case $1 in
 	rust)
-		configure rust base.config
+		configure rust {base,areas}.config
 		compile rust 2400 bzImage modules
 		publish rust rust
 		;;
 	c)
 		fresh rust || flavour rust
 		copy_build rust c
-		configure c base.config c.config
+		configure c {base,areas}.config c.config
 		compile c 100 modules
 		publish c rust
 		;;
 	debug)
-		configure debug base.config debug.config
+		configure debug {base,areas}.config debug.config
 		compile debug 2400 bzImage modules
 		publish debug debug
 		;;
 	builtin)
 		fresh rust || flavour rust
 		copy_build rust builtin
-		configure builtin base.config builtin.config
+		configure builtin {base,areas}.config builtin.config
 		compile builtin 100 arch/x86/kvm/ virt/
 		links
 		clippy

@@ -99,13 +99,18 @@ entry fails, nothing happened.
 The memslot code behind it, and behind the ioctls that exist already, is
 written in Rust. CONFIG_KVM_RUST_MEMORY=n keeps the C code.
 
-KVM_MAP_MEMORY stands on the same core. It populates guest memory for
-reads or writes, with contents if told so, and lets memslot updates
-through while it does.
+Three more families of ioctls stand on the same core:
+
+- KVM_MAP_MEMORY populates guest memory for reads or writes, with contents
+  if told so, and lets memslot updates through while it does.
+- KVM_S390_UCAS_MAP and KVM_S390_UCAS_UNMAP, which s390 has, give a vCPU an
+  address space of its own on x86 too.
+- A guest shares areas of its memory with KVM and with userspace by one pair
+  of MSRs (KVM_FEATURE_MEM_AREA), instead of an MSR for each kind of area.
 
 First come fixes of faults that KVM has without this series, with tests
 that use the ioctls that exist and fail without the fixes. Then the core
-arrives by family: memslots, then populating, each with its tests.
+arrives by family, each with its tests.
 END
 
 check=$work.check
