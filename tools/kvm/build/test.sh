@@ -30,10 +30,20 @@ cargo_tests() {
 	return "$status"
 }
 
+# debug_kernel: waits for it.
+debug_kernel() {
+	local status=0
+	wait "$debug" || status=$?
+	cat "$LOG/debug-kernel"
+	return "$status"
+}
+
 # A fresh machine's git does not know who is working on it.
 git_identity=(GIT_CONFIG_COUNT=2 GIT_CONFIG_KEY_0=user.name GIT_CONFIG_VALUE_0=test
 	GIT_CONFIG_KEY_1=user.email GIT_CONFIG_VALUE_1=test@localhost)
 
+# What follows builds at the same time, from one tree.
+lock
 step "toolchain" "$here/toolchain.sh"
 step "kernel with the memory core in Rust, KVM=m, kvm-amd and kvm-intel" "$here/kernel.sh" rust
 step "kernel modules with upstream's C" "$here/kernel.sh" c
@@ -42,6 +52,12 @@ step "lint" "$here/lint.sh"
 step "the overlay on other trees" "$here/apply-test.sh"
 step "host tests" cargo_tests test
 step "the series" env "${git_identity[@]}" "$here/series.sh"
+# The tests do not need all of the processors, nor this kernel until later.
+set -m
+nice -n 19 "$here/kernel.sh" debug >"$LOG/debug-kernel" 2>&1 &
+debug=$!
+set +m
+trap 'kill -- -"$debug" 2>/dev/null || :' EXIT
 step "uapi crate on KVM" cargo_tests kvm-test
 step "selftests" env FLAVOUR=rust "$here/selftests.sh" ours
 step "upstream's selftests, Rust against C" "$here/selftests.sh" upstream
@@ -52,7 +68,7 @@ step "vCPUs with memory of their own" env FLAVOUR=rust "$here/program.sh" sample
 step "Linux shares memory areas" env FLAVOUR=rust "$here/program.sh" sample-vmm areas --quick \
 	--kernel '$KVM_MODULES/rust/bzImage' --module '$KVM_MODULES/rust/kvm_areas.ko'
 step "selftests on Intel's VMX, a few" "$here/selftests.sh" intel-short
-step "kernel with debug checks" "$here/kernel.sh" debug
+step "kernel with debug checks" debug_kernel
 step "selftests on the debug kernel, some" "$here/selftests.sh" debug-short
 if [[ ${1:-} == all ]]; then
 	step "selftests on the debug kernel, all" env FLAVOUR=debug "$here/selftests.sh" ours
