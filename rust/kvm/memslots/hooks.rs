@@ -62,17 +62,18 @@ impl SlotsLocked<'_> {
     /// slots as INVALID, so that no new mapping is made.
     pub(super) fn flush<'s>(&self, olds: impl Iterator<Item = Slot<'s>>) {
         let kvm = self.as_ptr();
-        // SAFETY: The VM is not freed.
-        let is_global = unsafe { bindings::kvm_arch_flush_shadow_is_global(kvm) };
-        let mut flushed = false;
+        let mut all_flushed = false;
         for old in olds {
             let memfd = old.mapping().flags.contains(SlotFlags::GUEST_MEMFD);
             // One global flush is enough for all slots except those with a guest_memfd.
-            if !flushed || memfd || !is_global {
+            if memfd || !all_flushed {
                 // SAFETY: The VM is not freed, and `self` proves that slots_lock is held. By the
                 // invariant of `Slot` the slot is allocated.
                 unsafe { bindings::kvm_arch_flush_shadow_memslot(kvm, old.as_ptr()) };
-                flushed = true;
+                // Userspace can put an end to global flushes at any time, and cannot bring them back:
+                // if the next one would be global, this one was.
+                // SAFETY: The VM is not freed.
+                all_flushed = unsafe { bindings::kvm_arch_flush_shadow_is_global(kvm) };
             }
         }
         // SAFETY: The VM is not freed.
