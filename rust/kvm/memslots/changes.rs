@@ -114,10 +114,6 @@ impl<'b, 'a, 'vm> Prepared<'b, 'a, 'vm> {
                         new.open_memfd(plan.entry(net.last), memfd)?;
                     }
                     new.prepare_arch(&arch, None, Change::Create)?;
-                    // What a slot is bound to that is deleted waits until nobody uses it.
-                    if !slots.is_bound(net.last) {
-                        new.bind_memfd()?;
-                    }
                     Item::Create { new }
                 }
                 NetKind::Move(mapping, relog) => {
@@ -140,10 +136,18 @@ impl<'b, 'a, 'vm> Prepared<'b, 'a, 'vm> {
             };
             items.0.push(item)?;
         }
-        let in_place = may_reshape && items.can_reshape(&arch);
-        items.compare(locked, in_place, &mut changes.reshape)?;
+        let may_take = may_reshape && arch.can_reshape() && !items.removes_bound();
+        let in_place = may_take && items.can_reshape(locked);
+        items.compare(locked, may_take, in_place, &mut changes.reshape)?;
         if !in_place || !changes.reshape.taken.is_empty() {
             items.copy_invalid(&arch)?;
+        }
+        if items.invalidated_spaces().is_empty() {
+            // Otherwise, a slot may be bound when the architecture's data is complete, which a vCPU
+            // can make necessary as long as slots_arch_lock is free: who punches a hole in the
+            // guest_memfd zaps what it finds there. And what slots are bound to that are deleted
+            // waits until nobody uses it.
+            items.bind_memfds()?;
         }
         Ok(Self { changes, arch })
     }
@@ -166,6 +170,10 @@ impl<'b, 'a, 'vm> Prepared<'b, 'a, 'vm> {
         let Changes { items, reshape } = &mut *changes;
         let spaces = items.invalidated_spaces();
         if spaces.is_empty() {
+            if items.gives_last_log() {
+                // As KVM_GET_DIRTY_LOG does.
+                arch.slots().drain_dirty_log();
+            }
             return Ok(Invalidated { changes, arch });
         }
 
@@ -177,12 +185,12 @@ impl<'b, 'a, 'vm> Prepared<'b, 'a, 'vm> {
         // SAFETY: The lists that were active until the swap have not changed, so that they contain
         // the old slots. The next swap does not happen before slots_arch_lock is taken again.
         unsafe { items.put_copies(slots, false) };
-        if reshape.in_place {
+        if reshape.taken.is_empty() {
+            slots.flush(items.0.iter().filter_map(Item::removed));
+        } else {
             // Splitting comes first: taking a part of a huge page would take all of it.
             reshape.split_edges(slots);
             slots.take(&reshape.taken);
-        } else {
-            slots.flush(items.0.iter().filter_map(Item::removed));
         }
         if items.hands_log_on() {
             // The guest can write no more to what is gone. Once the next swap has been made, a page

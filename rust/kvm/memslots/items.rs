@@ -178,24 +178,30 @@ impl<'vm> Items<'vm> {
         }
     }
 
-    /// Returns whether all slots that are deleted and created can be reshaped.
-    pub(super) fn can_reshape(&self, arch: &ArchLocked<'_, 'vm>) -> bool {
+    /// Returns whether a slot is removed that is bound to a guest_memfd.
+    pub(super) fn removes_bound(&self) -> bool {
+        self.0
+            .iter()
+            .filter_map(Item::removed)
+            .any(|old| old.mapping().flags.contains(SlotFlags::GUEST_MEMFD))
+    }
+
+    /// Returns whether all slots that are deleted, created and moved can be reshaped.
+    pub(super) fn can_reshape(&self, slots: &SlotsLocked<'vm>) -> bool {
         // Userspace resets entries of the dirty ring by the ids of slots, which are others by then; and
         // pages that are all dirty at first, according to the mode of the log, are not in any ring.
-        let ring = arch.slots().has_dirty_ring();
+        let ring = slots.has_dirty_ring();
         let simple = |slot: Slot<'_>| {
             let memfd = slot.mapping().flags.contains(SlotFlags::GUEST_MEMFD);
             let in_ring = ring && slot.logs_dirty();
             !(memfd || in_ring)
         };
-        arch.can_reshape()
-            && self.0.iter().all(|item| match item {
-                Item::Create { new } => simple(new.slot()),
-                Item::Delete { old, .. } => simple(old.slot()),
-                // It takes its dirty log along, which says nothing of the frames that it comes to.
-                Item::Move { .. } => false,
-                Item::FlagsOnly { .. } => true,
-            })
+        self.0.iter().all(|item| match item {
+            Item::Create { new } => simple(new.slot()),
+            Item::Delete { old, .. } => simple(old.slot()),
+            Item::Move { old, new, .. } => simple(old.slot()) && simple(new.slot()),
+            Item::FlagsOnly { .. } => true,
+        })
     }
 
     /// Makes INVALID copies of all slots that are deleted or moved.
@@ -226,10 +232,7 @@ impl<'vm> Items<'vm> {
                 unsafe { old.unbind_memfd() };
             }
         }
-        let result = self.0.iter_mut().try_for_each(|item| match item {
-            Item::Create { new } => new.bind_memfd(),
-            _ => Ok(()),
-        });
+        let result = self.bind_memfds();
         if result.is_err() {
             for item in &mut self.0 {
                 if let Item::Create { new } = item {
@@ -245,11 +248,22 @@ impl<'vm> Items<'vm> {
         result
     }
 
-    /// Compares the slots that are removed with those that are added. Clears the dirty bits of kept
-    /// frames that are logged before and after: these have the bits that they had.
+    /// Binds all slots that are created with a guest_memfd. Their architecture's data is complete, and
+    /// slots_arch_lock stays held until readers see them.
+    pub(super) fn bind_memfds(&mut self) -> Result {
+        self.0.iter_mut().try_for_each(|item| match item {
+            Item::Create { new } => new.bind_memfd(),
+            _ => Ok(()),
+        })
+    }
+
+    /// Compares the slots that are removed with those that are added. Clears the dirty bits of frames
+    /// that stay and are logged before and after: these have the bits that they had. `may_take` says
+    /// whether frames can be taken from the guest one by one, `in_place` whether slots are reshaped.
     pub(super) fn compare(
         &mut self,
         slots: &SlotsLocked<'vm>,
+        may_take: bool,
         in_place: bool,
         reshape: &mut Reshape,
     ) -> Result {
@@ -259,7 +273,7 @@ impl<'vm> Items<'vm> {
             if let Some(old) = item.removed() {
                 let gfns = old.mapping().gfns;
                 reshape.gone_pages = gfns.npages();
-                if in_place {
+                if may_take {
                     reshape
                         .taken
                         .push(reshape::taken(old.id().as_id, gfns, false))?;
@@ -273,10 +287,17 @@ impl<'vm> Items<'vm> {
             return Ok(());
         }
         let news = Sides::new(self.0.len(), |item| self.added(item))?;
-        reshape.compare(&olds, &news, self.spaces())?;
+        let moves = |item: u32| matches!(self.0.get(item as usize), Some(Item::Move { .. }));
+        reshape.compare(&olds, &news, self.spaces(), moves)?;
+        if may_take && !in_place {
+            for old in self.0.iter().filter_map(Item::removed) {
+                let all = reshape::taken(old.id().as_id, old.mapping().gfns, false);
+                reshape.taken.push(all)?;
+            }
+        }
         let logs_late = in_place && slots.logs_late();
         for shared in &reshape.shared {
-            let logged = |old: &Slot<'_>| shared.kept && !old.dirty_bitmap().is_null();
+            let logged = |old: &Slot<'_>| shared.here && !old.dirty_bitmap().is_null();
             let Some(old) = self.removed(shared.old).filter(logged) else {
                 continue;
             };
@@ -304,10 +325,15 @@ impl<'vm> Items<'vm> {
         self.0.get(item)?.added()
     }
 
+    /// Returns whether the last bits of a dirty log go to userspace.
+    pub(super) fn gives_last_log(&self) -> bool {
+        self.0.iter().any(Item::gives_last_log)
+    }
+
     /// Returns whether the dirty log of a slot that is removed may be needed afterwards.
     pub(super) fn hands_log_on(&self) -> bool {
         let logs = |slot: Option<Slot<'_>>| slot.is_some_and(Slot::logs_dirty);
-        self.0.iter().any(Item::gives_last_log)
+        self.gives_last_log()
             || self.0.iter().any(|item| logs(item.removed()))
                 && self.0.iter().any(|item| logs(item.added()))
     }
@@ -333,7 +359,7 @@ impl<'vm> Items<'vm> {
             reshape.split_edges(slots);
         }
         let mut recovered = None;
-        for shared in reshape.shared.iter().filter(|shared| shared.kept) {
+        for shared in reshape.shared.iter().filter(|shared| shared.here) {
             let (Some(old), Some(new)) = (self.removed(shared.old), self.added(shared.new)) else {
                 continue;
             };

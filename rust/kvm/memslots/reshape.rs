@@ -85,8 +85,8 @@ pub(super) struct Shared {
     pub(super) new: usize,
     /// The frames.
     pub(super) gfns: GfnRange,
-    /// Whether they are kept: in the same address space, too.
-    pub(super) kept: bool,
+    /// Whether both slots map them in the same address space.
+    pub(super) here: bool,
 }
 
 /// Returns `gfns` of address space `as_id` as frames that the guest loses, or if `keep` only loses
@@ -110,7 +110,8 @@ pub(super) struct Reshape {
     pub(super) gone_pages: u64,
     /// Frames whose dirty bits are carried, and whose mappings may stay.
     pub(super) shared: Few<Shared>,
-    /// Frames that the guest loses, or loses write access to. Only if slots are reshaped.
+    /// Frames that the guest loses, or loses write access to: if slots are not reshaped, all of those
+    /// that are removed. None where the architecture cannot take frames from the guest.
     pub(super) taken: Few<bindings::kvm_memory_gfns>,
     /// Where an edge of an added slot is inside of a removed one. Only if slots are reshaped.
     split: Few<(u16, Gfn)>,
@@ -134,19 +135,24 @@ impl Reshape {
     }
 
     /// Works out what the batch must do if it removes the slots `olds` and adds the slots `news` in
-    /// `spaces`.
+    /// `spaces`. `moves` says whether the change with that number moves a slot.
     pub(super) fn compare(
         &mut self,
         olds: &Sides,
         news: &Sides,
         spaces: Spaces,
+        moves: impl Fn(u32) -> bool,
     ) -> Result<(), AllocError> {
         for as_id in spaces.iter() {
             let (removed, added) = (olds.of(as_id), news.of(as_id));
             for other in spaces.iter() {
                 let here = other == as_id;
                 cut(removed, news.of(other), |piece| {
-                    self.add(as_id, piece, here)
+                    // A slot that moves takes its dirty log along. It says nothing of the frames that
+                    // the slot comes to, and must not miss what the guest still writes through those
+                    // that it leaves.
+                    let stays = !moves(piece.old) && piece.new.is_some_and(|(new, _)| !moves(new));
+                    self.add(as_id, piece, here, stays)
                 })?;
             }
             if !self.in_place {
@@ -168,24 +174,27 @@ impl Reshape {
     }
 
     /// Adds a piece of a slot of address space `as_id`. `here` says whether it was compared with the
-    /// slots that are added in the same address space.
-    fn add(&mut self, as_id: u16, piece: Piece, here: bool) -> Result<(), AllocError> {
+    /// slots that are added in the same address space, and `stays` whether its mappings may stay if
+    /// it is added there.
+    fn add(&mut self, as_id: u16, piece: Piece, here: bool, stays: bool) -> Result<(), AllocError> {
         if let Some((new, _)) = piece.new {
             let shared = Shared {
                 old: piece.old as usize,
                 new: new as usize,
                 gfns: piece.gfns,
-                kept: here,
+                here,
             };
             self.shared.push(shared)?;
         }
         if here {
-            match piece.new {
-                Some(_) => self.kept_pages += piece.gfns.npages(),
-                None => self.gone_pages += piece.gfns.npages(),
+            if stays {
+                self.kept_pages += piece.gfns.npages();
+            } else {
+                self.gone_pages += piece.gfns.npages();
             }
         }
         let keep = match piece.new {
+            _ if !stays => false,
             None => false,
             Some((_, Access::Lost)) => true,
             Some((_, Access::Same | Access::Gained)) => return Ok(()),
@@ -198,10 +207,10 @@ impl Reshape {
 
     /// Returns the number of pages that the guest has lost its mappings of.
     pub(super) fn zapped_pages(&self, slots: &SlotsLocked<'_>) -> u64 {
-        if self.in_place {
-            self.gone_pages
-        } else {
-            slots.flushed_pages(self.kept_pages + self.gone_pages)
+        match (self.in_place, self.taken.is_empty()) {
+            (true, _) => self.gone_pages,
+            (false, false) => self.kept_pages + self.gone_pages,
+            (false, true) => slots.flushed_pages(self.kept_pages + self.gone_pages),
         }
     }
 

@@ -126,12 +126,6 @@ impl<'a, 'm, 'vm> ActiveSlots<'a, 'm, 'vm> {
         self.memfds
     }
 
-    /// Returns whether a slot is bound to pages that entry number `entry` names.
-    pub(super) fn is_bound(&self, entry: usize) -> bool {
-        let pages = self.memfds.pages(entry).ok();
-        pages.is_some_and(|pages| self.memfds.first_bound(pages).is_some())
-    }
-
     /// Returns the slot `id` that readers see, or [`None`] if there is none.
     pub(super) fn find(&self, id: SlotId) -> Option<Slot<'a>> {
         if !self.index.is_empty() {

@@ -394,6 +394,35 @@ TEST_F(dirty_log, writer)
 		       NR_ROUNDS);
 }
 
+/*
+ * Where all pages stay and the new slot logs as well, the bits have at least what
+ * was written before the list, also if hardware has logged it in a buffer.
+ */
+TEST_F(dirty_log, writer_stays)
+{
+	struct dirty_log_test *test = &self->test;
+	bool *to_write = *guest_ptr(test->vm, guest_to_write);
+	pthread_t thread;
+	int i, round;
+
+	memset(to_write, true, sizeof(guest_to_write));
+	for (round = 0; round < NR_ROUNDS; round++) {
+		memset(mem, 0, NR_PAGES * PAGE_SIZE);
+		set_up(test, NR_PAGES);
+		kvm_pthread_create(&thread, NULL, run_to_hole, test->vcpus[0]);
+		for (i = 0; i < NR_PAGES; i++)
+			while (!READ_ONCE(*(u64 *)(mem + i * PAGE_SIZE)))
+				sched_yield();
+		forget_bits();
+		vm_set_region_list(test->vm, fetch(10, bits), log_set(10, 0, NR_PAGES));
+		for (i = 0; i < NR_PAGES; i++)
+			TEST_ASSERT(test_bit(i, (unsigned long *)bits),
+				    "Round %d: page %d is missing", round, i);
+		vm_set_region_list(test->vm, region_delete(10));
+		kvm_pthread_join(thread, NULL);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	TEST_REQUIRE(kvm_has_cap(KVM_CAP_USER_MEMORY_REGION_LIST));

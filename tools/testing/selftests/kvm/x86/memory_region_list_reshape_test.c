@@ -43,6 +43,12 @@ static struct region_entry part(u32 slot, u32 flags, u8 *mem, u64 page, u64 nr)
 			  hva(mem, page));
 }
 
+/* Slot @slot, which has 64 pages from page 700 of the memory on, moves to @page. */
+static struct region_entry move(u32 slot, u8 *mem, u64 page)
+{
+	return region_set(slot, 0, window_gpa(page), 64 * PAGE_SIZE, hva(mem, 700));
+}
+
 /* Makes a list.  If pages go, it must take two swaps, and make INVALID slots. */
 static void make_list(struct kvm_vm *vm, int swaps, u32 nent,
 		      const struct region_entry *entries)
@@ -380,6 +386,79 @@ TEST(ring_of_new_log)
 	for (i = 0; i < RING_ENTRIES; i++)
 		nr += gfns[i].flags == KVM_DIRTY_GFN_F_DIRTY && gfns[i].slot == 11;
 	TEST_ASSERT_EQ(nr, 64);
+	kvm_vm_free(vm);
+}
+
+/* A slot that moves takes its own pages from the guest, and no others. */
+TEST_F(reshape, move)
+{
+	u64 zapped, missing = guest_faults(self->vcpu, GUEST_READ, 0, 1);
+	u8 *mem = self->mem;
+	int round;
+
+	TEST_ASSERT_EQ(missing, 0);
+	reshape(self, 2, region_delete(10), part(10, 0, mem, 0, 600),
+		part(20, 0, mem, 700, 64));
+	for (round = 0; round < 3; round++) {
+		guest_faults(self->vcpu, GUEST_WRITE, 700, 64);
+		zapped = vm_get_stat(self->vm, memslot_zapped_pages);
+
+		/* Alone, with a split, and with a slot that takes its place. */
+		switch (round) {
+		case 0:
+			reshape(self, 2, move(20, mem, 800));
+			break;
+		case 1:
+			reshape(self, 2, region_delete(10), part(10, 0, mem, 0, 300),
+				part(11, 0, mem, 300, 300), move(20, mem, 800));
+			break;
+		case 2:
+			reshape(self, 2, region_delete(11), region_delete(10),
+				part(10, 0, mem, 0, 600), move(20, mem, 800),
+				part(21, 0, mem, 700, 64));
+			break;
+		}
+		TEST_ASSERT_EQ(vm_get_stat(self->vm, memslot_zapped_pages) - zapped, 64);
+		no_faults(self, GUEST_WRITE, 0, 600);
+		TEST_ASSERT(guest_faults(self->vcpu, GUEST_WRITE, 800, 64) > 0,
+			    "The pages are where the slot has come to already");
+		if (round == 2)
+			break;
+
+		exits_at(self->vcpu, GUEST_WRITE, 700);
+		reshape(self, 2, move(20, mem, 700));
+		no_faults(self, GUEST_WRITE, 0, 600);
+		exits_at(self->vcpu, GUEST_READ, 863);
+	}
+}
+
+/* So does a list that KVM does not carry out in place. */
+TEST_F(reshape, ring)
+{
+	const u32 log = KVM_MEM_LOG_DIRTY_PAGES;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	u8 *mem = self->mem;
+	u64 zapped;
+
+	if (!kvm_has_cap(KVM_CAP_DIRTY_LOG_RING_ACQ_REL))
+		SKIP(return, "No dirty ring");
+
+	vm = vm_create(1);
+	vm_enable_dirty_ring(vm, 65536);
+	vcpu = vm_vcpu_add(vm, 0, guest_code);
+	set_up_guest(vcpu);
+	vm_set_user_memory_region(vm, 10, 0, window_gpa(0), 600 * PAGE_SIZE, mem);
+	vm_set_user_memory_region(vm, 20, log, window_gpa(700), 64 * PAGE_SIZE,
+				  hva(mem, 700));
+	guest_faults(vcpu, GUEST_WRITE, 0, 600);
+	guest_faults(vcpu, GUEST_WRITE, 700, 64);
+
+	zapped = vm_get_stat(vm, memslot_zapped_pages);
+	make_list(vm, 2, 2, (struct region_entry[]) {
+		region_delete(20), part(21, log, mem, 700, 64) });
+	TEST_ASSERT_EQ(vm_get_stat(vm, memslot_zapped_pages) - zapped, 64);
+	check_no_faults(vcpu, GUEST_WRITE, 0, 600);
 	kvm_vm_free(vm);
 }
 
