@@ -8,6 +8,7 @@
 #include <linux/kvm_memory_core.h>
 
 #include "cpuid.h"
+#include "gmap.h"
 #include "msrs.h"
 #include "xen.h"
 
@@ -41,6 +42,10 @@ bool kvm_mem_area_is_running(struct kvm_vcpu *vcpu)
  */
 static struct kvm_memory_slot *area_memslot(struct kvm_vcpu *vcpu, gfn_t gfn)
 {
+	/* It has pinned its own address space.  There is nothing in number 0. */
+	if (kvm_vcpu_has_gmap(vcpu))
+		return NULL;
+
 	return __gfn_to_memslot(vcpu->____memslots[0], gfn);
 }
 

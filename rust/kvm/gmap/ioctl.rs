@@ -130,6 +130,8 @@ pub unsafe extern "C" fn kvm_vcpu_ioctl_fault(
                 unsafe { bindings::kvm_arch_gmap_missing(vcpu.as_ptr(), gfn.0) };
                 Err(EREMOTE)
             }
+            // As on s390.
+            Err(error) if error.to_errno() == -(bindings::EHWPOISON as c_int) => Err(EFAULT),
             result => result.map(|()| 0),
         }
     })

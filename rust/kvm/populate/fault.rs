@@ -84,6 +84,13 @@ impl<'v, 'a> Populator<'v, 'a> {
         Gfn(unsafe { bindings::kvm_arch_vcpu_max_gfn(self.vcpu.as_ptr()) })
     }
 
+    /// Returns whether a memslot maps the frame.
+    pub(super) fn is_mapped(&mut self, gfn: Gfn) -> bool {
+        let srcu = self.vcpu.read_memslots();
+        // SAFETY: `srcu` proves that the vCPU is loaded and may look up memslots.
+        !unsafe { bindings::kvm_vcpu_gfn_to_memslot(srcu.as_ptr(), gfn.0) }.is_null()
+    }
+
     /// Fails if memory cannot be populated like this on the vCPU: with `EINVAL` if the VM has no
     /// private memory and the flags ask for it, with `EOPNOTSUPP` if KVM does not implement it.
     pub(super) fn check(&self) -> Result {

@@ -111,10 +111,17 @@ fn populate(mut vcpu: LoadedVcpu<'_>, request: &mut Request) -> Result<Result> {
     Ok(result.map_err(Error::from))
 }
 
-/// Populates one frame as if the guest had read from it. Fails with `ENOENT` if no memslot maps it.
+/// Populates one frame as if the guest had read from it. Fails with `ENOENT` if no memslot maps it, and
+/// with `EINVAL` if one does where the vCPU cannot address it.
 pub(crate) fn fault_in(vcpu: &mut LoadedVcpu<'_>, gfn: Gfn) -> Result {
     let mut populator = Populator::new(vcpu, FaultFlags::READ, false);
-    let mut cursor = Cursor::new(gfn, 1, 0, populator.max_gfn()).ok_or(ENOENT)?;
+    let Some(mut cursor) = Cursor::new(gfn, 1, 0, populator.max_gfn()) else {
+        return Err(if populator.is_mapped(gfn) {
+            EINVAL
+        } else {
+            ENOENT
+        });
+    };
     populator.check()?;
     Ok(cursor.run(&mut populator)?)
 }

@@ -247,6 +247,22 @@ TEST_F(args, fault_address)
 	EXPECT_EQ(0, __gmap_fault(self->vcpu, DATA_GPA + SEGMENT - 1));
 }
 
+/* Userspace can map memory before it says what the vCPU can address. */
+TEST_F(args, fault_beyond_vcpu)
+{
+	struct kvm_vcpu *vcpu = __vm_vcpu_add(self->vm, 1);
+	const gpa_t gpa = BIT_ULL(36);
+
+	EXPECT_EQ(0, __gmap_map(vcpu, self->mem, gpa, SEGMENT));
+	self->swaps++;
+	EXPECT_EQ(EINVAL, __gmap_fault(vcpu, gpa));
+	EXPECT_EQ(EREMOTE, __gmap_fault(vcpu, gpa + SEGMENT));
+	assert_hole_exit(vcpu, gpa + SEGMENT);
+	vcpu_init_cpuid(vcpu, kvm_get_supported_cpuid());
+	EXPECT_EQ(0, __gmap_fault(vcpu, gpa));
+	EXPECT_EQ(EREMOTE, __gmap_fault(vcpu, gpa + SEGMENT));
+}
+
 int main(int argc, char *argv[])
 {
 	TEST_REQUIRE(max_ucas_vcpus());

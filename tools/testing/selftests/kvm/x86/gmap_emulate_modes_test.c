@@ -462,8 +462,18 @@ TEST_F(emulate_modes, splits)
 }
 
 /* Task state of 32-bit code, as words. */
-enum { TSS_CR3 = 7, TSS_EIP = 8, TSS_EFLAGS = 9, TSS_ESP = 14, TSS_ES = 18, TSS_CS, TSS_SS, TSS_DS,
-       TSS_FS, TSS_GS };
+enum {
+	TSS_CR3 = 7,
+	TSS_EIP = 8,
+	TSS_EFLAGS = 9,
+	TSS_ESP = 14,
+	TSS_ES = 18,
+	TSS_CS,
+	TSS_SS,
+	TSS_DS,
+	TSS_FS,
+	TSS_GS,
+};
 
 static __guest_asm void guest_task_switch(void)
 {

@@ -9,6 +9,7 @@
 #include "gmap_guest.h"
 #include "hyperv.h"
 #include "kvm_test_harness.h"
+#include "mem_area.h"
 
 /* Where the features are told to write. */
 #define TARGET_GPA	DATA_GPA
@@ -241,6 +242,41 @@ static bool async_pf_feature(struct kvm_vcpu *vcpu)
 static bool pv_eoi_feature(struct kvm_vcpu *vcpu)
 {
 	return set_msr(vcpu, MSR_KVM_PV_EOI_EN, (TARGET_GPA + 0x6000) | 1);
+}
+
+static struct kvm_memory_area area __aligned(32);
+
+/* KVM finds no descriptor, although the vCPU has memory there. */
+static bool mem_area_feature(struct kvm_vcpu *vcpu)
+{
+	bool took;
+
+	vcpu_set_cpuid_feature(vcpu, X86_FEATURE_KVM_MEM_AREA);
+	area = (struct kvm_memory_area) {
+		.base = TARGET_GPA + 0xd000,
+		.size = 64,
+		.type = KVM_MEM_AREA_TYPE_STEAL_TIME,
+		.result = 0xff,
+	};
+	took = run_wrmsr(vcpu, MSR_KVM_REGISTER_MEM_AREA, (uintptr_t)&area);
+	TEST_ASSERT(took == (area.result != 0xff), "%d, result %d", took, area.result);
+	return took;
+}
+
+TEST(mem_area)
+{
+	struct world *w;
+	bool took;
+
+	TEST_ASSERT(works(mem_area_feature), "Not even with memslots");
+
+	create_ucas();
+	for (w = ucas.worlds; w < ucas.worlds + NR_WORLDS; w++) {
+		memset(w->mem, FILLER, SEGMENT);
+		took = mem_area_feature(w->vcpu);
+		TEST_ASSERT(!took && is_untouched(w), "vCPU %u has an area", w->vcpu->id);
+	}
+	kvm_vm_free(ucas.vm);
 }
 
 TEST(async_pf)

@@ -172,8 +172,10 @@ TEST_F(map, signal_while_waiting)
 		set_slot(vm, SLOT, 0, 0, 64, mem);
 
 		m = memory_mapping(window_gpa(0), 64, WRITE, source);
+		vcpu->run->exit_reason = KVM_EXIT_UNKNOWN;
 		err = map_memory_once(vcpu, &m);
 		TEST_ASSERT(err == EINTR, "%d: errno %d", i, err);
+		TEST_ASSERT_EQ(vcpu->run->exit_reason, KVM_EXIT_UNKNOWN);
 		TEST_ASSERT(m.nr_pages == 64 - 40, "%d: %llu pages are left", i,
 			    m.nr_pages);
 		TEST_ASSERT_EQ(map_memory(vcpu, &m), 0);
