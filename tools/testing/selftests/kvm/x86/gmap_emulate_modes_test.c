@@ -279,6 +279,7 @@ static void set_mode(test_data *self, const test_variant *variant)
 	s->cs.limit = 0xffff;
 	s->cs.g = 0;
 	s->cs.db = 0;
+	s->cs.type = 3;
 	s->ds.selector = 0;
 	s->ds.limit = 0xffff;
 	s->ds.g = 0;

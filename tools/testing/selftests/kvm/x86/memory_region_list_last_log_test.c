@@ -394,32 +394,60 @@ TEST_F(dirty_log, writer)
 		       NR_ROUNDS);
 }
 
+/* Writes to all pages, and then stays in the guest as long as the host wants. */
+static bool guest_wait;
+
+static void guest_write_and_wait(void)
+{
+	int i;
+
+	for (;;) {
+		for (i = 0; i < NR_PAGES; i++)
+			WRITE_ONCE(*(u64 *)(WINDOW_GPA + i * PAGE_SIZE), i + 1);
+		while (READ_ONCE(guest_wait))
+			cpu_relax();
+		GUEST_SYNC(0);
+	}
+}
+
+static void *run_to_sync(void *arg)
+{
+	struct kvm_vcpu *vcpu = arg;
+
+	vcpu_run(vcpu);
+	TEST_ASSERT_EQ(get_ucall(vcpu, NULL), UCALL_SYNC);
+	return NULL;
+}
+
 /*
- * Where all pages stay and the new slot logs as well, the bits have at least what
- * was written before the list, also if hardware has logged it in a buffer.
+ * Where all pages stay and the new slot logs as well, the bits have what was
+ * written before the list, also if hardware has logged it in a buffer and the vCPU
+ * has not left the guest since.
  */
 TEST_F(dirty_log, writer_stays)
 {
 	struct dirty_log_test *test = &self->test;
-	bool *to_write = *guest_ptr(test->vm, guest_to_write);
+	bool *wait = guest_ptr(test->vm, guest_wait);
+	u64 *last = (u64 *)(mem + (NR_PAGES - 1) * PAGE_SIZE);
+	struct kvm_vcpu *vcpu = test->vcpus[0];
 	pthread_t thread;
 	int i, round;
 
-	memset(to_write, true, sizeof(guest_to_write));
-	for (round = 0; round < NR_ROUNDS; round++) {
+	vcpu_arch_set_entry_point(vcpu, guest_write_and_wait);
+	for (round = 0; round < NR_ROUNDS / 4; round++) {
 		memset(mem, 0, NR_PAGES * PAGE_SIZE);
 		set_up(test, NR_PAGES);
-		kvm_pthread_create(&thread, NULL, run_to_hole, test->vcpus[0]);
-		for (i = 0; i < NR_PAGES; i++)
-			while (!READ_ONCE(*(u64 *)(mem + i * PAGE_SIZE)))
-				sched_yield();
+		WRITE_ONCE(*wait, true);
+		kvm_pthread_create(&thread, NULL, run_to_sync, vcpu);
+		while (!READ_ONCE(*last))
+			sched_yield();
 		forget_bits();
 		vm_set_region_list(test->vm, fetch(10, bits), log_set(10, 0, NR_PAGES));
+		WRITE_ONCE(*wait, false);
+		kvm_pthread_join(thread, NULL);
 		for (i = 0; i < NR_PAGES; i++)
 			TEST_ASSERT(test_bit(i, (unsigned long *)bits),
 				    "Round %d: page %d is missing", round, i);
-		vm_set_region_list(test->vm, region_delete(10));
-		kvm_pthread_join(thread, NULL);
 	}
 }
 
