@@ -59,9 +59,6 @@ WITH_C=("${SAME[@]}" x86/{first_shadow_root,gmap_absent,hole_fault,mmio_rmw,nest
 SHADOW=(x86/memory_region_list_{stress,switch,held}_test x86/map_memory_args_test)
 ONLY_SHADOW=x86/shadow_sync_test
 
-# Ours that nobody has seen end on the debug kernel, the only one that they are for.
-UNTRIED=(x86/memory_region_list_reshape_fail_nth_test)
-
 # Ours that would take minutes where everything is slow, shortened by their own options.
 shorter() {
 	sed -e 's/reshape_race_test$/& 100/' -e 's/list_stale_test$/& 300/' -e 's/list_partition_test$/& 1500/' \
@@ -76,7 +73,7 @@ our_list() {
 	printf "%s:x86/gmap_absent_test\n" legacy shadow
 	if [[ $1 == debug ]]; then
 		# Nothing holds the first shadow root's test up for long enough there.
-		our_tests | grep -vxF -e "$ONLY_SHADOW" -e x86/first_shadow_root_test -e "$(printf '%s\n' "${UNTRIED[@]}")" | shorter
+		our_tests | grep -vxF -e "$ONLY_SHADOW" -e x86/first_shadow_root_test | shorter
 		find "$SRC/rust/kvm" -name '*.rs' -exec sed -n 's/^#\[.*kunit_tests(\(.*\))\]$/kunit:\1/p' {} +
 	else
 		# Takes minutes on the debug kernel.
