@@ -63,7 +63,7 @@ ONLY_SHADOW=x86/shadow_sync_test
 shorter() {
 	sed -e 's/reshape_race_test$/& 100/' -e 's/list_stale_test$/& 300/' -e 's/list_partition_test$/& 1500/' \
 		-e 's/list_notifier_test$/& 300/' -e 's/gmap_random_test$/& 400/' -e 's/gmap_remap_test$/& 40/' \
-		-e 's/gmap_swaps_test$/& 500/' -e 's/gmap_limit_test$/& -T no_ids_left/'
+		-e 's/gmap_swaps_test$/& 500/' -e 's/gmap_limit_test$/& -T no_ids_left -T joined/'
 }
 
 # our_list FLAVOUR: ours; only the debug kernel can make allocations fail, and runs the core's KUnit suites.

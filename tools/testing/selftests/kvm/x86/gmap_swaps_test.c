@@ -6,8 +6,7 @@
  *
  *	gmap_swaps_test [CHANGES]
  *
- * The wrap takes 65536 changes, which takes minutes where KVM itself is emulated.
- * By default, the test makes fewer.
+ * The wrap takes 65536 changes.  Where each of them takes long, make fewer.
  */
 #include <stdlib.h>
 
@@ -19,7 +18,7 @@
  * replaces another takes two swaps.
  */
 #define WRAP_CHANGES	BIT(16)
-#define DEFAULT_CHANGES	3000
+#define DEFAULT_CHANGES	(WRAP_CHANGES + 1000)
 
 #define NR_PAGES	64
 
