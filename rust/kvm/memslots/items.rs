@@ -196,12 +196,11 @@ impl<'vm> Items<'vm> {
             let in_ring = ring && slot.logs_dirty();
             !(memfd || in_ring)
         };
-        self.0.iter().all(|item| match item {
-            Item::Create { new } => simple(new.slot()),
-            Item::Delete { old, .. } => simple(old.slot()),
-            Item::Move { old, new, .. } => simple(old.slot()) && simple(new.slot()),
-            Item::FlagsOnly { .. } => true,
-        })
+        self.0
+            .iter()
+            .flat_map(|item| [item.removed(), item.added()])
+            .flatten()
+            .all(simple)
     }
 
     /// Makes INVALID copies of all slots that are deleted or moved.

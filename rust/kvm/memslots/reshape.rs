@@ -194,10 +194,9 @@ impl Reshape {
             }
         }
         let keep = match piece.new {
-            _ if !stays => false,
-            None => false,
-            Some((_, Access::Lost)) => true,
-            Some((_, Access::Same | Access::Gained)) => return Ok(()),
+            Some((_, Access::Same | Access::Gained)) if stays => return Ok(()),
+            Some((_, Access::Lost)) => stays,
+            _ => false,
         };
         if here && self.in_place {
             self.taken.push(taken(as_id, piece.gfns, keep))?;
