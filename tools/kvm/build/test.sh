@@ -65,8 +65,9 @@ step "QEMU boots Linux" env FLAVOUR=rust CMD=guest-qemu "$here/vm.sh"
 step "demo, short" env FLAVOUR=rust "$here/program.sh" sample-vmm demo --quick
 step "vCPUs with memory of their own" env FLAVOUR=rust "$here/program.sh" sample-vmm worlds
 # shellcheck disable=SC2016  # the VM has the variable
-step "Linux shares memory areas" env FLAVOUR=rust "$here/program.sh" sample-vmm areas --quick \
-	--kernel '$KVM_MODULES/rust/bzImage' --module '$KVM_MODULES/rust/kvm_areas.ko'
+guest=(--kernel '$KVM_MODULES/rust/bzImage' --module '$KVM_MODULES/rust/kvm_areas.ko')
+step "Linux shares memory areas" env FLAVOUR=rust "$here/program.sh" sample-vmm areas --quick "${guest[@]}"
+step "Linux gives memory areas back" env FLAVOUR=rust "$here/program.sh" sample-vmm areas --torture 1 "${guest[@]}"
 step "selftests on Intel's VMX, a few" "$here/selftests.sh" intel-short
 step "kernel with debug checks" debug_kernel
 step "selftests on the debug kernel, some" "$here/selftests.sh" debug-short

@@ -6,7 +6,7 @@
 
 PACKAGES=build-essential,bc,bison,flex,libelf-dev,libssl-dev,kmod,cpio,rsync,git,python3,xz-utils,clang,lld,llvm
 PACKAGES+=,libclang-dev,rustc,rust-src,rustfmt,rust-clippy,cargo,bindgen,pkg-config,ca-certificates
-PACKAGES+=,qemu-system-x86,busybox-static,procps,mount,perl
+PACKAGES+=,qemu-system-x86,busybox-static,kexec-tools,procps,mount,perl
 PACKAGES+=,bochs,bochsbios,vgabios,grub-pc-bin,grub-common,xorriso,mtools
 PACKAGES+=,libdw-dev,libcap-ng-dev,libcap-dev,uuid-dev,libnuma-dev
 PACKAGES+=,shellcheck,python3-sphinx,python3-ply,python3-git,codespell,strace,gdb

@@ -56,7 +56,7 @@ pub fn run(kvm: &Kvm, files: &Files, quick: bool, svg: Option<&Path>) -> Result<
     };
 
     eprintln!("booting Linux ...");
-    let mut guest = Guest::boot(kvm, files, true)?;
+    let mut guest = Guest::boot(kvm, files, files.initramfs()?, true)?;
 
     eprintln!("counting exits ...");
     let idle = count(&mut guest, "no heartbeat", times.count)?;

@@ -54,6 +54,15 @@ pub struct Files {
     pub busybox: PathBuf,
 }
 
+impl Files {
+    /// A root file system with a shell and the module.
+    pub fn initramfs(&self) -> Result<Initramfs> {
+        let mut initramfs = Initramfs::with_busybox(&self.busybox, INIT)?;
+        initramfs.host_file("kvm_areas.ko", &self.module)?;
+        Ok(initramfs)
+    }
+}
+
 /// What the guest's exits reach.
 #[derive(Clone, Default)]
 pub struct Board {
@@ -79,10 +88,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots Linux to the shell.
-    pub fn boot(kvm: &Kvm, files: &Files, areas: bool) -> Result<Guest> {
-        let mut initramfs = Initramfs::with_busybox(&files.busybox, INIT)?;
-        initramfs.host_file("kvm_areas.ko", &files.module)?;
+    /// Boots Linux to the shell of this initramfs.
+    pub fn boot(kvm: &Kvm, files: &Files, initramfs: Initramfs, areas: bool) -> Result<Guest> {
         let boot = Boot {
             kernel: &files.kernel,
             initramfs: initramfs.finish()?,
@@ -94,8 +101,14 @@ impl Guest {
         let served = board.served.clone();
         let machine = Machine::boot(kvm, boot, Output::new(false), board)?;
         let mut guest = Guest::running(machine, served);
-        guest.wait_for(PROMPT).context("the guest does not boot")?;
+        guest.booted()?;
         Ok(guest)
+    }
+
+    /// Waits until Linux has booted to the shell, for the first time or again.
+    pub fn booted(&mut self) -> Result<()> {
+        self.wait_for(PROMPT).context("the guest does not boot")?;
+        Ok(())
     }
 
     /// A guest that has been booted already.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 //! The guest's driver where the VMM, or KVM, does not do what it would like.
 
+use std::path::Path;
+
 use anyhow::{ensure, Result};
 use kvm_ioctls::Kvm;
 
@@ -8,6 +10,7 @@ use crate::{
     areas::{
         guest::{Files, Guest, PATIENCE},
         layout,
+        served::Served,
     },
     kick::register_kick,
     linux::machine::End,
@@ -16,16 +19,25 @@ use crate::{
 /// What a kernel that is not well says.
 const COMPLAINTS: &str = "BUG|WARNING|Oops|KASAN|possible|suspicious|unreferenced|stays registered";
 
+/// What starts another kernel, and where the guest has that kernel.
+const KEXEC: &str = "/sbin/kexec";
+const NEXT_KERNEL: &str = "bzImage";
+const NEXT_INITRAMFS: &str = "initramfs";
+
 /// Loads and unloads the module so often under each kind of VMM.
 pub fn run(kvm: &Kvm, files: &Files, cycles: u32) -> Result<()> {
     register_kick()?;
 
     eprintln!("a guest without areas ...");
-    let mut guest = Guest::boot(kvm, files, false)?;
+    let mut guest = Guest::boot(kvm, files, files.initramfs()?, false)?;
     cycle(&mut guest, cycles, "nothing is shared", 0)?;
     end(guest)?;
 
-    let mut guest = Guest::boot(kvm, files, true)?;
+    let mut initramfs = files.initramfs()?;
+    initramfs.host_program(Path::new(KEXEC))?;
+    initramfs.host_file(NEXT_KERNEL, &files.kernel)?;
+    initramfs.file(NEXT_INITRAMFS, &files.initramfs()?.finish()?)?;
+    let mut guest = Guest::boot(kvm, files, initramfs, true)?;
     for (refused, message) in [
         (vec![], ""),
         (
@@ -82,10 +94,17 @@ pub fn run(kvm: &Kvm, files: &Files, cycles: u32) -> Result<()> {
         guest.served.bases()
     );
 
+    eprintln!("a kexec with areas ...");
+    register(&mut guest)?;
+    guest.run(&format!(
+        "{KEXEC} -c -l /{NEXT_KERNEL} --initrd=/{NEXT_INITRAMFS} --reuse-cmdline"
+    ))?;
+    guest.begin(&format!("{KEXEC} -e"))?;
+    guest.booted()?;
+    nothing_is_left(&guest.served)?;
+
     eprintln!("a reboot with areas ...");
-    guest.run("insmod /kvm_areas.ko")?;
-    ensure!(guest.served.bases().len() == 3, "areas are missing");
-    complaints(&mut guest)?;
+    register(&mut guest)?;
     let served = guest.served.clone();
     guest.begin("reboot -f")?;
     let stopped = guest.machine.wait(PATIENCE)?;
@@ -94,9 +113,19 @@ pub fn run(kvm: &Kvm, files: &Files, cycles: u32) -> Result<()> {
         "the guest did not reboot but {:?}",
         stopped.end
     );
+    nothing_is_left(&served)
+}
+
+fn register(guest: &mut Guest) -> Result<()> {
+    guest.run("insmod /kvm_areas.ko")?;
+    ensure!(guest.served.bases().len() == 3, "areas are missing");
+    complaints(guest)
+}
+
+fn nothing_is_left(served: &Served) -> Result<()> {
     ensure!(
         served.bases().is_empty(),
-        "the next kernel would find areas of the last one: {:x?}",
+        "the next kernel finds areas of the last one: {:x?}",
         served.bases()
     );
     Ok(())

@@ -3,7 +3,7 @@
 //!
 //! Source: `Documentation/driver-api/early-userspace/buffer-format.rst`.
 
-use std::path::Path;
+use std::{path::Path, process::Command};
 
 use anyhow::{ensure, Context, Result};
 
@@ -52,6 +52,35 @@ impl Initramfs {
         let contents =
             std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
         self.file(path, &contents)
+    }
+
+    /// Adds a copy of the host's program `from`, and of the libraries that it is linked to.
+    pub fn host_program(&mut self, from: &Path) -> Result<()> {
+        let ldd = Command::new("ldd")
+            .arg(from)
+            .output()
+            .context("cannot run ldd")?;
+        ensure!(
+            ldd.status.success(),
+            "ldd {}: {}",
+            from.display(),
+            String::from_utf8_lossy(&ldd.stderr).trim()
+        );
+        let libraries = String::from_utf8(ldd.stdout)?;
+        let libraries = libraries
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'));
+        for file in libraries.map(Path::new).chain([from]) {
+            let path = file.strip_prefix("/").context("a program needs its path")?;
+            let mut above: Vec<_> = path.ancestors().skip(1).collect();
+            // The last one is the root.
+            above.pop();
+            for dir in above.into_iter().rev() {
+                self.directory(&dir.to_string_lossy())?;
+            }
+            self.host_file(&path.to_string_lossy(), file)?;
+        }
+        Ok(())
     }
 
     /// The finished archive.
