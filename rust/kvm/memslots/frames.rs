@@ -62,7 +62,7 @@ fn hva_of_frame_0(mapping: &Mapping) -> u64 {
 
 /// Private memory has no host address that could stay the same.
 fn can_be_kept(mapping: &Mapping) -> bool {
-    !mapping.flags.contains(SlotFlags::GUEST_MEMFD)
+    !mapping.has_guest_memfd()
 }
 
 /// Cuts each of the slots `olds` into [`Piece`]s, and calls `each` with them, in the order of frames.

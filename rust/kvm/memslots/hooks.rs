@@ -9,10 +9,7 @@ use super::{
         SlotsLocked, //
     },
     slot::Slot,
-    types::{
-        Change,
-        SlotFlags, //
-    }, //
+    types::Change, //
 };
 
 use crate::types::{
@@ -64,7 +61,7 @@ impl SlotsLocked<'_> {
         let kvm = self.as_ptr();
         let mut all_flushed = false;
         for old in olds {
-            let memfd = old.mapping().flags.contains(SlotFlags::GUEST_MEMFD);
+            let memfd = old.mapping().has_guest_memfd();
             // One global flush is enough for all slots except those with a guest_memfd.
             if memfd || !all_flushed {
                 // SAFETY: The VM is not freed, and `self` proves that slots_lock is held. By the

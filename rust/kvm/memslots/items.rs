@@ -23,7 +23,6 @@ use super::{
     },
     types::{
         Change,
-        SlotFlags,
         Spaces, //
     }, //
 };
@@ -183,7 +182,7 @@ impl<'vm> Items<'vm> {
         self.0
             .iter()
             .filter_map(Item::removed)
-            .any(|old| old.mapping().flags.contains(SlotFlags::GUEST_MEMFD))
+            .any(|old| old.mapping().has_guest_memfd())
     }
 
     /// Returns whether all slots that are deleted, created and moved can be reshaped.
@@ -192,9 +191,8 @@ impl<'vm> Items<'vm> {
         // pages that are all dirty at first, according to the mode of the log, are not in any ring.
         let ring = slots.has_dirty_ring();
         let simple = |slot: Slot<'_>| {
-            let memfd = slot.mapping().flags.contains(SlotFlags::GUEST_MEMFD);
             let in_ring = ring && slot.logs_dirty();
-            !(memfd || in_ring)
+            !(slot.mapping().has_guest_memfd() || in_ring)
         };
         self.0
             .iter()

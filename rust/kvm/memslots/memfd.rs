@@ -16,7 +16,6 @@ use super::{
     types::{
         Entry,
         FilePages,
-        SlotFlags,
         SlotId, //
     }, //
 };
@@ -216,7 +215,7 @@ impl Named {
 /// Returns what `slot` is bound to, or [`None`] if that is nothing.
 fn bound_pages(slot: Slot<'_>) -> Option<FilePages> {
     let mapping = slot.mapping();
-    if !mapping.flags.contains(SlotFlags::GUEST_MEMFD) {
+    if !mapping.has_guest_memfd() {
         return None;
     }
     // SAFETY: By the invariant of `Slot` the slot is allocated. The binding of a slot in the lists

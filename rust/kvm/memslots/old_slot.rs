@@ -74,7 +74,7 @@ impl OldSlot {
     /// Readers see an INVALID copy instead of the slot, and the slot is not mapped. slots_lock is held
     /// until [`Self::rebind_memfd`] is called, or the slot is freed.
     pub(super) unsafe fn unbind_memfd(&mut self) {
-        if !self.slot().mapping().flags.contains(SlotFlags::GUEST_MEMFD) {
+        if !self.slot().mapping().has_guest_memfd() {
             return;
         }
         // SAFETY: By the type invariant the slot is allocated. The caller guarantees that slots_lock

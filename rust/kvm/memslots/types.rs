@@ -120,6 +120,11 @@ impl Mapping {
     pub const fn npages(&self) -> u64 {
         self.gfns.npages()
     }
+
+    /// Returns whether the private memory is in a guest_memfd.
+    pub const fn has_guest_memfd(&self) -> bool {
+        self.flags.contains(SlotFlags::GUEST_MEMFD)
+    }
 }
 
 /// One requested update, laid out as `struct kvm_userspace_memory_region_entry`.
