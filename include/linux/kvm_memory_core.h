@@ -112,6 +112,8 @@ void kvm_memory_hash_del(struct kvm_memslots *slots,
 			 struct kvm_memory_slot *slot);
 void kvm_memory_publish(struct kvm *kvm, int first, int end);
 void kvm_memory_wait_for_readers(struct kvm *kvm);
+void kvm_memory_copy_arch_back(struct kvm *kvm, struct kvm_memory_slot *slot,
+			       const struct kvm_memory_slot *copy);
 bool kvm_memory_alloc_dirty_bitmap(struct kvm *kvm,
 				   struct kvm_memory_slot *slot);
 int kvm_memory_gmem_prepare(struct kvm *kvm, struct kvm_memory_slot *slot,

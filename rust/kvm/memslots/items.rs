@@ -386,7 +386,7 @@ impl<'vm> Items<'vm> {
         for (old, invalid) in self.0.iter().filter_map(Item::invalidated) {
             // SAFETY: The lists contain the copy instead of the old slot, and the swap has waited
             // for readers that had found the old slot.
-            unsafe { old.copy_arch(invalid, arch) };
+            unsafe { old.copy_arch_back(invalid, arch) };
         }
         for item in &mut self.0 {
             match item {

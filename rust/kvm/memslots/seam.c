@@ -10,6 +10,7 @@
 #include <linux/rcuwait.h>
 
 #include "../../../virt/kvm/guest_memfd.h"
+#include "../../../virt/kvm/kvm_mm.h"
 
 #define CREATE_TRACE_POINTS
 #define CREATE_RUST_TRACE_POINTS
@@ -121,6 +122,24 @@ void kvm_memory_wait_for_readers(struct kvm *kvm)
 {
 	if (!try_synchronize_srcu(&kvm->srcu))
 		synchronize_srcu_expedited(&kvm->srcu);
+}
+
+/*
+ * Copy the arch data of the INVALID copy @copy back to @slot.  A guest_memfd
+ * that @slot is still bound to looks at it under mmu_lock.
+ */
+void kvm_memory_copy_arch_back(struct kvm *kvm, struct kvm_memory_slot *slot,
+			       const struct kvm_memory_slot *copy)
+{
+	const bool bound = slot->flags & KVM_MEM_GUEST_MEMFD;
+
+	lockdep_assert_held(&kvm->slots_arch_lock);
+
+	if (bound)
+		KVM_MMU_LOCK(kvm);
+	slot->arch = copy->arch;
+	if (bound)
+		KVM_MMU_UNLOCK(kvm);
 }
 
 /* The second half of the bitmap is the buffer of kvm_get_dirty_log_protect(). */

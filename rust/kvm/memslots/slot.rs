@@ -133,6 +133,21 @@ impl Slot<'_> {
         // write to, is not accessed here.
         unsafe { (*self.as_ptr()).arch = (*from.as_ptr()).arch };
     }
+
+    /// Copies the architecture's data back to this slot from its INVALID copy `copy`.
+    ///
+    /// # Safety
+    ///
+    /// No reader of `kvm->srcu` sees this slot.
+    pub(super) unsafe fn copy_arch_back(self, copy: Slot<'_>, arch: &ArchLocked<'_, '_>) {
+        // SAFETY: By the type invariant both slots are allocated. The data of `copy` changes under
+        // slots_arch_lock only, which `arch` proves to be held. The caller guarantees that no
+        // reader of `kvm->srcu` uses the data of `self`. guest_memfd, which may still have the slot
+        // in its bindings, uses it under mmu_lock, which the function takes.
+        unsafe {
+            bindings::kvm_memory_copy_arch_back(arch.slots().as_ptr(), self.as_ptr(), copy.as_ptr())
+        };
+    }
 }
 
 /// Owns the memory of a slot, but none of its resources (bitmap, the architecture's data, binding
