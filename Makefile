@@ -8,7 +8,7 @@ override CMD := $(value CMD)
 export CACHE KSRC TOOLCHAIN MIRROR JOBS OUT FLAVOUR VENDOR SMP MEM SHARE FILES CMD TIMEOUT ACCEL CONSOLE BUILD SIGNOFF FUZZ_TIME
 
 .PHONY: help demo demo-ucas demo-areas bench test test-all host-test fuzz lint selftests upstream-selftests test-intel \
-	check-configs kernel vm apply unapply series shell clean
+	check-configs check-fixes kernel vm apply unapply series shell clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 28
@@ -50,7 +50,7 @@ bench: ## C against Rust, list against single ioctls, populating against page fa
 test: ## everything that is tested, and lint; ends with "N passed, N failed"
 	@$B/test.sh
 
-test-all: ## make test, and what takes too long for it: selftests FLAVOUR=debug, test-intel, check-configs, series BUILD=1
+test-all: ## make test, and what takes too long for it: selftests FLAVOUR=debug, test-intel, check-configs, check-fixes, series BUILD=1
 	@BUILD='' $B/test.sh all
 
 host-test: ## tests of the crates and of the core's pure part, without a VM
@@ -74,6 +74,9 @@ test-intel: ## our KVM selftests, upstream's about memslots, and the demo, on In
 
 check-configs: ## compile KVM in many configurations, for other architectures too; CONFIGS="rt cfi" takes these only
 	@$B/configs.sh $(CONFIGS)
+
+check-fixes: ## whether the test of each fix of KVM's own faults passes with the fix, and fails without it
+	@$B/fixes.sh
 
 kernel: ## build the test kernel of FLAVOUR
 	@$B/kernel.sh $(FLAVOUR)

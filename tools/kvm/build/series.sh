@@ -76,7 +76,10 @@ checkout "$work"
 mapfile -t entries < <(series_entries)
 for p in "${entries[@]}"; do
 	case $p in
-	*.patch) git -C "$work" am -q "${signoff[@]}" "$p" || die "${p##*/} does not apply" "see $work" ;;
+	*.patch)
+		git -C "$work" am -q "${signoff[@]}" "$p" || die "${p##*/} does not apply" "see $work"
+		git -C "$work" commit -q --amend --no-edit --reset-author
+		;;
 	*.files) add "$p" ;;
 	*) die "patches/series: $p is neither a .patch nor a .files" ;;
 	esac
@@ -87,8 +90,8 @@ rm -rf "$OUT/series"
 git -C "$work" format-patch -q --cover-letter -o "$OUT/series" "$(git --git-dir="$repo" rev-parse HEAD)"
 sed -i 's/\*\*\* SUBJECT HERE \*\*\*/KVM: Guest memory in Rust, and memslot lists/' "$OUT/series/0000-cover-letter.patch"
 sed -i -e '/\*\*\* BLURB HERE \*\*\*/{r /dev/stdin' -e 'd}' "$OUT/series/0000-cover-letter.patch" <<'END'
-A VMM that resizes a memslot has to delete it and create two. A vCPU that
-runs in between finds no slot, and the guest dies; pausing all vCPUs
+A VMM that resizes a memslot has to delete it and create it again. A vCPU
+that runs in between finds no slot, and the guest dies; pausing all vCPUs
 around the update costs the guest milliseconds.
 
 KVM_SET_USER_MEMORY_REGION_LIST takes a list of updates and publishes the
@@ -146,10 +149,7 @@ selftests() {
 # The commits pass through the tree that we build, and leave it as it was, in build directories that are there.
 if [[ ${BUILD:-} == 1 ]]; then
 	"$(dirname "$0")/kernel.sh" rust c
-	rm -f "$WORK/tree.key"
-	while read -r f; do
-		if [[ -e $base/$f ]]; then cp "$base/$f" "$tree/$f"; else rm -f "$tree/$f"; fi
-	done <"$CACHE/series.files"
+	pristine_tree
 	for mail in "$OUT"/series/0*[1-9]*-*.patch; do
 		at=${mail##*/} at=${at%%-*}
 		subject=$(git mailinfo /dev/null /dev/null <"$mail" | sed -n 's/^Subject: //p')

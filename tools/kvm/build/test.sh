@@ -76,6 +76,7 @@ if [[ ${1:-} == all ]]; then
 	step "selftests on Intel's VMX" "$here/selftests.sh" intel
 	step "demo on Intel's VMX, short" env FLAVOUR=rust VENDOR=intel "$here/program.sh" sample-vmm demo --quick
 	step "KVM in many configurations" "$here/configs.sh"
+	step "each fix of KVM's own faults" "$here/fixes.sh"
 	step "each commit of the series" env BUILD=1 "${git_identity[@]}" "$here/series.sh"
 fi
 

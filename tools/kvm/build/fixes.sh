@@ -1,0 +1,71 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+# Whether each fix of KVM's own faults is needed, and is enough: with upstream's C and all of the fixes, the fix's test must
+# pass; without that one, the test must fail, or the kernel complain or end.
+. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/kbuild.sh"
+
+# What shows the fault that patches/NUMBER-* ends, as a line of guest-selftests. 0004 is not here: its fault needs a page that
+# the host ages in the moment between a vCPU's lookup and its fault.
+declare -A TEST=(
+	[0001]=x86/first_shadow_root_test
+	[0002]=x86/prefault_obsolete_root_test
+	[0003]=x86/hole_fault_test
+	[0005]=x86/nx_huge_page_slot_test
+	[0006]=x86/mmio_rmw_test
+	[0007]=x86/nested_ad_dirty_log_test
+)
+
+# modules NAME: KVM of the tree as it is, for guest-selftests to load by that name.
+modules() {
+	local dir=$WORK/kernel/$1
+	compile fixes 100 arch/x86/kvm/kvm{,-amd,-intel}.ko virt/lib/irqbypass.ko || die "KVM does not build $1"
+	mkdir -p "$dir"
+	find "$WORK/build/fixes" -name '*.ko' -exec cp {} "$dir/" \;
+}
+
+# verdict NAME TEST: of one run in a VM of its own.
+verdict() {
+	local out=$OUT/fixes log=$LOG/fixes
+	mkdir -p "$out"
+	echo "$2" >"$out/list"
+	if SHARE=$out FLAVOUR=c MEM=${MEM:-6G} CMD="guest-selftests $IN_WORK/selftests 120 $1 </mnt/share/list" \
+		"$(dirname "$0")/vm.sh" >"$log" 2>"$log.kernel"; then
+		cut -d' ' -f3 "$log"
+	elif grep -q 'the kernel complained' "$log.kernel"; then
+		echo complaint
+	else
+		echo death
+	fi
+}
+
+"$(dirname "$0")/selftests.sh" build
+lock
+copy_build c fixes
+trap '"$(dirname "$0")/tree.sh" build; rm -rf "$WORK"/kernel/{fixed,without-*}' EXIT
+pristine_tree
+fixes=()
+for number in "${!TEST[@]}" 0004; do
+	fixes+=("$(echo "$SRC/patches/$number"-*.patch)")
+done
+patch_tree "$WORK/tree" "${fixes[@]}"
+configure fixes base.config c.config
+modules fixed
+failed=0
+for number in $(printf '%s\n' "${!TEST[@]}" | sort); do
+	fix=$(echo "$SRC/patches/$number"-*.patch)
+	subject=$(git mailinfo /dev/null /dev/null <"$fix" | sed -n 's/^Subject: //p')
+	patch_tree "$WORK/tree" -R "$fix"
+	modules "without-$number"
+	patch_tree "$WORK/tree" "$fix"
+	with=$(verdict fixed "${TEST[$number]}")
+	without=$(verdict "without-$number" "${TEST[$number]}")
+	what="$number, ${TEST[$number]}: $with with it, $without without: $subject"
+	if [[ $with == pass && $without =~ ^(fail|timeout|complaint|death)$ ]]; then
+		result pass "$what"
+	else
+		result fail "$what" "$LOG/fixes"
+		failed=1
+	fi
+done
+exit "$failed"
