@@ -6,10 +6,11 @@
 //! [`ArchLocked::swap`] then makes the active one. Each slot has two sets of nodes, so that it can
 //! be in both lists at once.
 //!
-//! Lists and slots borrow from [`SlotsLocked`]. No slot can be used after its lock is dropped:
+//! Lists and slots borrow from [`SlotsLocked`]. No slot can be used after its lock is dropped
+//! (`tools/kvm/build/kernel.sh` compiles this as a function of this file):
 //!
 //! ```compile_fail
-//! # use crate::memslots::locks::SlotsLocked;
+//! # use crate::memslots::types::Mapping;
 //! # fn example(slots: SlotsLocked<'_>, id: SlotId) -> Option<Mapping> {
 //! let slot = slots.find(id)?;
 //! drop(slots); // error[E0505]: cannot move out of `slots` because it is borrowed

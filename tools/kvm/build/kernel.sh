@@ -51,6 +51,23 @@ clippy() {
 	inside env -C "$IN_WORK/build/builtin" RUSTC_BOOTSTRAP=1 CLIPPY_CONF_DIR="$IN_WORK/tree" bash -c "$cmd" >"$LOG/clippy.log" 2>&1 ||
 		{ cat "$LOG/clippy.log" >&2; die "clippy failed"; }
 	! grep -B 1 -A 12 -- '--> .*rust/kvm/' "$LOG/clippy.log" >&2 || die "clippy has warnings"
+	refuses "$cmd"
+}
+
+# Whether the compiler refuses what the documentation of memslots/swap.rs says that it does: the example, as a function of that
+# file.
+refuses() {
+	local dir=$WORK/build/builtin/refused cmd
+	rm -rf "$dir"
+	cp -a "$WORK/tree/rust/kvm" "$dir"
+	sed -n '/compile_fail$/,/# }$/{/compile_fail/d;s|^//! \(# \)\?||p}' "$dir/memslots/swap.rs" >"$dir/example"
+	cat "$dir/example" >>"$dir/memslots/swap.rs"
+	cmd=${1/"$IN_WORK/tree/arch/x86/kvm/../../../virt/kvm/../../rust/kvm/"/refused/}
+	! inside env -C "$IN_WORK/build/builtin" RUSTC_BOOTSTRAP=1 CLIPPY_CONF_DIR="$IN_WORK/tree" bash -c "$cmd" >"$LOG/refuses.log" 2>&1 ||
+		die "the compiler takes a slot that outlives its lock"
+	[[ $(grep -o '^error\[E[0-9]*\]' "$LOG/refuses.log") == 'error[E0505]' ]] ||
+		die "the example in memslots/swap.rs is refused for another reason" "$(grep -m 1 '^error' "$LOG/refuses.log")"
+	rm -rf "$dir"
 }
 
 flavour() {
