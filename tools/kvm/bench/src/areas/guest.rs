@@ -71,13 +71,13 @@ impl Guest {
             .context("KVM_GET_SUPPORTED_CPUID")?;
         match method {
             Method::Kvm => ensure!(offer_areas(&mut cpuid), "no CPUID leaf of KVM"),
-            Method::Vmm => {
+            Method::Vmm | Method::Heartbeat => {
                 ensure!(offer_areas(&mut cpuid), "no CPUID leaf of KVM");
                 vm.serve_areas(true)
                     .context("KVM_USERSPACE_REGISTER_MEM_AREA")?;
             }
             Method::Filter => filter(&vm)?,
-            Method::Plain | Method::Msr | Method::Heartbeat => {}
+            Method::Plain | Method::Msr => {}
         }
 
         let vcpu = vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
@@ -90,22 +90,29 @@ impl Guest {
             _vm: vm,
             memory,
         };
-        guest.write_memory();
+        guest.write_descriptor();
+        guest.write_code(match method {
+            Method::Plain => CPUID,
+            _ => WRMSR,
+        });
+        if method == Method::Heartbeat {
+            // Registers the area that the heart then beats in.
+            guest.measure(1)?;
+            guest.write_code(COUNT);
+        }
         // After this run no fault counts.
         guest.measure(2)?;
         Ok(guest)
     }
 
-    fn write_memory(&mut self) {
-        let code = match self.method {
-            Method::Plain => CPUID,
-            Method::Heartbeat => COUNT,
-            _ => WRMSR,
-        };
+    fn write_code(&mut self, code: &[u8]) {
         for (offset, &byte) in code.iter().enumerate() {
             // SAFETY: inside the page, whose code the vCPU does not execute now.
             unsafe { self.at::<u8>(CODE).add(offset).write(byte) };
         }
+    }
+
+    fn write_descriptor(&mut self) {
         let kind = match self.method {
             Method::Kvm => KVM_MEM_AREA_TYPE_STEAL_TIME,
             _ => KVM_MEM_AREA_TYPE_VMM,
@@ -154,7 +161,7 @@ impl Guest {
         let result = unsafe { self.at::<kvm_memory_area>(DESC).read_volatile() }.result;
         ensure!(
             u32::from(result) == KVM_MEM_AREA_OK
-                || !matches!(self.method, Method::Kvm | Method::Filter | Method::Vmm),
+                || matches!(self.method, Method::Plain | Method::Msr),
             "{}: the result is {result}",
             self.method
         );
