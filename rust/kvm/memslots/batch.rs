@@ -6,14 +6,11 @@
 //!   that would fail.
 //! * *prepare* ([`Prepared::new`]) allocates. Nothing is visible yet, and dropping [`Prepared`]
 //!   undoes it.
-//! * *commit* has three steps. [`Prepared::invalidate`] replaces every slot that is deleted or moved
-//!   with an INVALID copy, by one swap, and takes from the guest what goes. Page faults on INVALID
-//!   slots retry, while KVM's own accesses continue through the copies. A batch in which nothing goes
-//!   skips this step. [`Invalidated::publish`] makes the final slots the active ones, by one
-//!   swap. [`Published::finish`] updates the VM's counts, calls the architecture, and frees.
-//!
-//! [`Invalidated::publish`]: super::changes::Invalidated::publish
-//! [`Published::finish`]: super::changes::Published::finish
+//! * *commit* ([`Prepared::commit`]) has three steps. *Invalidate* replaces every slot that is deleted
+//!   or moved with an INVALID copy, by one swap, and takes from the guest what goes. Page faults on
+//!   INVALID slots retry, while KVM's own accesses continue through the copies. A batch in which
+//!   nothing goes skips this step. *Publish* makes the final slots the active ones, by one swap.
+//!   *Finish* updates the VM's counts, calls the architecture, and frees.
 //!
 //! # Why reading through an INVALID slot is safe
 //!
@@ -137,5 +134,5 @@ fn carry_out(
         (prepared, started)
     };
     prepared.report(report);
-    prepared.invalidate()?.publish().finish(&started)
+    prepared.commit(&started)
 }

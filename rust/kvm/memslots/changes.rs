@@ -9,6 +9,9 @@
 //! Plan --prepare--> Prepared --invalidate--> Invalidated --publish--> Published --finish--> ()
 //! ```
 //!
+//! Of these, only [`Prepared`] leaves this file: dropping a later one would free slots that are in the
+//! lists.
+//!
 //! A batch that reshapes slots ([`super::reshape`]) and takes no frames from the guest needs no INVALID
 //! copies.
 //!
@@ -66,6 +69,10 @@ impl Changes<'_> {
 }
 
 /// A batch that has allocated everything. The lists have not changed. Dropping the changes undoes it.
+///
+/// # Invariants
+///
+/// Both lists contain the old slots.
 #[must_use]
 pub(super) struct Prepared<'b, 'a, 'vm> {
     changes: &'b mut Changes<'vm>,
@@ -149,6 +156,8 @@ impl<'b, 'a, 'vm> Prepared<'b, 'a, 'vm> {
             // waits until nobody uses it.
             items.bind_memfds()?;
         }
+        // INVARIANT: The old slots were found in the active lists, which are equal to the inactive
+        // ones. Nothing above changes lists.
         Ok(Self { changes, arch })
     }
 
@@ -161,11 +170,20 @@ impl<'b, 'a, 'vm> Prepared<'b, 'a, 'vm> {
         report.gone = reshape.gone_pages;
     }
 
+    /// Makes the changes.
+    ///
+    /// Fails if [`Items::refresh`] or [`Items::take_over_memfds`] does: the lists then contain the old
+    /// slots. Fails with `EFAULT` if userspace has unmapped what receives last dirty bits since
+    /// `started` was made: the batch is complete then.
+    pub(super) fn commit(self, started: &StartedLogs) -> Result {
+        self.invalidate()?.publish().finish(started)
+    }
+
     /// Replaces all slots that are deleted or moved with INVALID copies, in both lists, by one swap,
     /// and flushes their mappings from the second-level page tables. Does nothing if there are none.
     ///
     /// Fails if [`Items::refresh`] or [`Items::take_over_memfds`] does, after putting the old slots back.
-    pub(super) fn invalidate(self) -> Result<Invalidated<'b, 'a, 'vm>> {
+    fn invalidate(self) -> Result<Invalidated<'b, 'a, 'vm>> {
         let Self { changes, mut arch } = self;
         let Changes { items, reshape } = &mut *changes;
         let spaces = items.invalidated_spaces();
@@ -174,11 +192,12 @@ impl<'b, 'a, 'vm> Prepared<'b, 'a, 'vm> {
                 // As KVM_GET_DIRTY_LOG does.
                 arch.slots().drain_dirty_log();
             }
+            // INVARIANT: There are no INVALID copies, and both lists contain the old slots.
             return Ok(Invalidated { changes, arch });
         }
 
-        // SAFETY: No step has changed the lists, so that both contain the old slots. `arch` proves
-        // that slots_arch_lock is held.
+        // SAFETY: By the type invariant both lists contain the old slots. `arch` proves that
+        // slots_arch_lock is held.
         unsafe { items.put_copies(arch.slots(), false) };
         let slots = arch.swap(spaces);
         slots.count_window(items.0.iter().filter_map(Item::invalidated).count());
@@ -217,14 +236,19 @@ impl<'b, 'a, 'vm> Prepared<'b, 'a, 'vm> {
             unsafe { items.put_copies(slots, true) };
             return Err(error);
         }
+        // INVARIANT: put_copies() has put the copies in both lists.
         Ok(Invalidated { changes, arch })
     }
 }
 
-/// A batch that can no longer fail. Both lists contain its INVALID copies, if it has any, and
-/// readers see these: it must be published, and its changes not dropped.
+/// A batch that can no longer fail. Readers see its INVALID copies, if it has any: it must be
+/// published, and its changes must not be dropped.
+///
+/// # Invariants
+///
+/// Both lists contain the INVALID copies, and the old slots that have none.
 #[must_use]
-pub(super) struct Invalidated<'b, 'a, 'vm> {
+struct Invalidated<'b, 'a, 'vm> {
     changes: &'b mut Changes<'vm>,
     arch: ArchLocked<'a, 'vm>,
 }
@@ -232,11 +256,11 @@ pub(super) struct Invalidated<'b, 'a, 'vm> {
 impl<'b, 'a, 'vm> Invalidated<'b, 'a, 'vm> {
     /// Publishes the final slots by one swap, carries dirty bits to them, and puts them in the lists
     /// that were active.
-    pub(super) fn publish(self) -> Published<'b, 'a, 'vm> {
+    fn publish(self) -> Published<'b, 'a, 'vm> {
         let Self { changes, arch } = self;
         let Changes { items, reshape } = &*changes;
-        // SAFETY: Both lists contain the copies, from invalidate(), and the other old slots, which
-        // no step has replaced. `arch` proves that slots_arch_lock is held.
+        // SAFETY: By the type invariant both lists contain the copies, and the old slots that have
+        // none. `arch` proves that slots_arch_lock is held.
         unsafe { items.put_final(arch.slots()) };
         let slots = arch.swap(items.spaces());
 
@@ -249,14 +273,20 @@ impl<'b, 'a, 'vm> Invalidated<'b, 'a, 'vm> {
         // SAFETY: The lists that were active until the swap have not changed, so that they contain
         // the copies and the other old slots. No swap of this batch follows.
         unsafe { items.put_final(slots) };
+        // INVARIANT: put_final() has put the final slots in both lists, in place of the others. The
+        // swap has waited for readers that had found these.
         Published { changes, slots }
     }
 }
 
-/// A batch that readers see. Both lists contain the final slots: it must be finished, and its
-/// changes not dropped.
+/// A batch that readers see: it must be finished, and its changes must not be dropped.
+///
+/// # Invariants
+///
+/// Both lists contain the final slots, and neither old slots nor INVALID copies. No reader sees
+/// either of these.
 #[must_use]
-pub(super) struct Published<'b, 'a, 'vm> {
+struct Published<'b, 'a, 'vm> {
     changes: &'b mut Changes<'vm>,
     slots: &'a SlotsLocked<'vm>,
 }
@@ -267,7 +297,7 @@ impl Published<'_, '_, '_> {
     ///
     /// Fails with `EFAULT` if userspace has unmapped what receives last dirty bits since `started` was
     /// made. The batch is complete then, too.
-    pub(super) fn finish(self, started: &StartedLogs) -> Result {
+    fn finish(self, started: &StartedLogs) -> Result {
         let Self { changes, slots } = self;
         let Changes { items, reshape } = changes;
         // Count everything before the first hook: the architecture limits its shadow pages by the
@@ -300,21 +330,25 @@ impl Published<'_, '_, '_> {
             match item {
                 Item::Delete { old, last_log, .. } => {
                     if last_log != 0 {
-                        // SAFETY: Both lists contain the final slots only, and the swap has waited for
-                        // readers that had found others. The check has found that the slot logs to a
-                        // bitmap.
+                        // SAFETY: By the type invariant no list contains the slot, and no reader sees
+                        // it. The check has found that it logs to a bitmap.
                         result = result.and(unsafe { old.copy_log(last_log) });
                     }
-                    // SAFETY: No list contains the slot, and no reader sees it. It shares resources
-                    // with its INVALID copy only, which frees none of them.
+                    // SAFETY: By the type invariant no list contains the slot, and no reader sees it.
+                    // It shares resources with its INVALID copy only, which frees none of them.
                     unsafe { old.free_with_resources(slots) };
                 }
                 Item::Create { new } => new.leak(),
                 Item::Move {
                     old, new, relog, ..
-                } => replaced(slots, old, new, relog, Change::Move),
+                } => {
+                    // SAFETY: By the type invariant both lists contain the new slot and not the old
+                    // one, which no reader sees.
+                    unsafe { replaced(slots, old, new, relog, Change::Move) };
+                }
                 Item::FlagsOnly { old, new, relog } => {
-                    replaced(slots, old, new, relog, Change::FlagsOnly);
+                    // SAFETY: As for a move.
+                    unsafe { replaced(slots, old, new, relog, Change::FlagsOnly) };
                 }
             }
         }
@@ -322,9 +356,12 @@ impl Published<'_, '_, '_> {
     }
 }
 
-/// Commits a MOVE or FLAGS_ONLY, and frees `old`, which no reader sees, without the resources that
-/// `new` has taken over.
-fn replaced(
+/// Commits a MOVE or FLAGS_ONLY, and frees `old`, without the resources that `new` has taken over.
+///
+/// # Safety
+///
+/// Both lists contain `new` and not `old`, which no reader sees.
+unsafe fn replaced(
     slots: &SlotsLocked<'_>,
     mut old: OldSlot,
     new: NewSlot<'_>,
@@ -334,8 +371,7 @@ fn replaced(
     if relog == Relog::Yes && old.slot().logs_dirty() {
         // The list turned logging off and on again. The architecture must see logging start, to
         // write-protect the pages that the new bitmap says are clean.
-        // SAFETY: Both lists contain the new slot instead of the old one, and the swap has waited
-        // for readers that had found the old one.
+        // SAFETY: The caller guarantees that no list contains the old slot, and no reader sees it.
         unsafe { old.stop_logging() };
         slots.add_logging(-1);
     }
@@ -343,13 +379,12 @@ fn replaced(
 
     let bitmap = old.slot().dirty_bitmap();
     if new.slot().dirty_bitmap() != bitmap {
-        // SAFETY: No reader sees the old slot any more, and the new one has not taken over its
-        // bitmap.
+        // SAFETY: The caller guarantees that no reader sees the old slot, and the new one has not
+        // taken over its bitmap.
         unsafe { bindings::kvfree(bitmap.cast()) };
     }
     new.leak();
-    // SAFETY: Both lists contain the new slot instead of the old one, and the swap has waited for
-    // readers that had found the old one. Its other resources belong to the new slot, or were freed
-    // by the commit hook (MOVE).
+    // SAFETY: The caller guarantees that no list contains the old slot, and no reader sees it. Its
+    // other resources belong to the new slot, or were freed by the commit hook (MOVE).
     unsafe { old.free() };
 }
