@@ -95,15 +95,16 @@ impl RunningVcpu<'_> {
     ///
     /// # Safety
     ///
-    /// `vcpu` is null, or points during the lifetime of the result to an initialised vCPU that is
-    /// not freed, and that nobody but the current task, which has loaded it, accesses. If the
-    /// vCPU has pinned memslots, that lasts as long, and the task holds the vCPU's mutex.
+    /// `vcpu` is null, or during the lifetime of the result points to an initialised vCPU that is
+    /// not freed, and that only the current task, which has loaded it, accesses. If the vCPU has
+    /// pinned memslots, they stay pinned as long, and the task holds the vCPU's mutex.
     unsafe fn from_raw(vcpu: *mut bindings::kvm_vcpu) -> Option<Self> {
         let vcpu = NonNull::new(vcpu)?;
         // SAFETY: The caller guarantees that the vCPU is initialised, and the current task's.
         let is_running = unsafe { bindings::kvm_mem_area_is_running(vcpu.as_ptr()) };
-        // INVARIANT: Memslots are pinned, and are only in a read section of `kvm->srcu` of the
-        // vCPU's. The caller guarantees the rest.
+        // INVARIANT: If `is_running`, the vCPU has pinned memslots, which it does only in a read
+        // section of `kvm->srcu`. The caller guarantees that they stay pinned, that the task has
+        // loaded the vCPU and holds its mutex, and that the vCPU is initialised and not freed.
         is_running.then_some(Self {
             vcpu,
             _vcpu: PhantomData,
@@ -117,14 +118,15 @@ impl RunningVcpu<'_> {
 
     /// Remembers what the VMM will be asked.
     fn set_op(&mut self, op: bindings::kvm_x86_msr_op) {
-        // SAFETY: By the type invariant the vCPU is allocated. Only the holder of its mutex uses
-        // the field.
+        // SAFETY: By the type invariant the vCPU is allocated, and the current task holds its mutex,
+        // without which nobody uses the field.
         unsafe { (*self.as_ptr()).arch.mem_area_op = op };
     }
 
     /// Returns what the VMM has last been asked.
     fn op(&self) -> bindings::kvm_x86_msr_op {
-        // SAFETY: As in `set_op()`.
+        // SAFETY: By the type invariant the vCPU is allocated, and the current task holds its mutex,
+        // without which nobody uses the field.
         unsafe { (*self.as_ptr()).arch.mem_area_op }
     }
 
@@ -156,12 +158,14 @@ impl Vcpu for RunningVcpu<'_> {
     }
 
     fn can_write(&self, range: Range) -> bool {
-        // SAFETY: As in `is_memory()`.
+        // SAFETY: By the type invariant the vCPU is loaded and may look up memslots. A `Range` is
+        // not empty and does not wrap.
         unsafe { bindings::kvm_mem_area_can_write(self.as_ptr(), range.base(), range.size()) }
     }
 
     fn can_map(&self, range: Range) -> bool {
-        // SAFETY: As in `is_memory()`.
+        // SAFETY: By the type invariant the vCPU is loaded and may look up memslots. A `Range` is
+        // not empty and does not wrap.
         unsafe { bindings::kvm_mem_area_can_map(self.as_ptr(), range.base(), range.size()) }
     }
 
@@ -201,9 +205,10 @@ fn to_msr_result(outcome: Outcome) -> c_int {
 ///
 /// # Safety
 ///
-/// `vcpu` points to an initialised vCPU that nobody but the current task, which has loaded it,
-/// accesses. If the vCPU has pinned memslots, the task holds the vCPU's mutex. `msr` points to an
-/// access of one of these MSRs.
+/// `vcpu` points to an initialised vCPU that is not freed during this call, and that only the current
+/// task, which has loaded it, accesses. If the vCPU has pinned memslots, they stay pinned during this
+/// call, and the task holds the vCPU's mutex. `msr` points to an access of one
+/// of these MSRs.
 #[export]
 pub unsafe extern "C" fn kvm_mem_area_set_msr(
     vcpu: *mut bindings::kvm_vcpu,
@@ -219,7 +224,9 @@ pub unsafe extern "C" fn kvm_mem_area_set_msr(
     if msr.host_initiated {
         return to_msr_result(Outcome::Fault);
     }
-    // SAFETY: The caller guarantees what the function asks for.
+    // SAFETY: The caller guarantees that the vCPU is initialised and not freed during this call, which
+    // the result does not outlive; that only the current task, which has loaded it, accesses it; and
+    // that if memslots are pinned, they stay so and the task holds the vCPU's mutex.
     let Some(mut vcpu) = (unsafe { RunningVcpu::from_raw(vcpu) }) else {
         // The vCPU leaves L2 because it is destroyed.
         return to_msr_result(Outcome::Fault);
@@ -272,10 +279,14 @@ pub unsafe extern "C" fn kvm_mem_area_get_msr(vcpu: *mut bindings::kvm_vcpu) -> 
 ///
 /// # Safety
 ///
-/// As for `kvm_mem_area_set_msr()`.
+/// `vcpu` points to an initialised vCPU that is not freed during this call, and that only the current
+/// task, which has loaded it, accesses. If the vCPU has pinned memslots, they stay pinned during this
+/// call, and the task holds the vCPU's mutex.
 #[export]
 pub unsafe extern "C" fn kvm_mem_area_exit(vcpu: *mut bindings::kvm_vcpu) {
-    // SAFETY: The caller guarantees what the function asks for.
+    // SAFETY: The caller guarantees that the vCPU is initialised and not freed during this call, which
+    // the result does not outlive; that only the current task, which has loaded it, accesses it; and
+    // that if memslots are pinned, they stay so and the task holds the vCPU's mutex.
     let Some(vcpu) = (unsafe { RunningVcpu::from_raw(vcpu) }) else {
         return;
     };
@@ -293,10 +304,14 @@ pub unsafe extern "C" fn kvm_mem_area_exit(vcpu: *mut bindings::kvm_vcpu) {
 ///
 /// # Safety
 ///
-/// As for `kvm_mem_area_set_msr()`.
+/// `vcpu` points to an initialised vCPU that is not freed during this call, and that only the current
+/// task, which has loaded it, accesses. If the vCPU has pinned memslots, they stay pinned during this
+/// call, and the task holds the vCPU's mutex.
 #[export]
 pub unsafe extern "C" fn kvm_mem_area_complete(vcpu: *mut bindings::kvm_vcpu) -> c_int {
-    // SAFETY: The caller guarantees what the function asks for.
+    // SAFETY: The caller guarantees that the vCPU is initialised and not freed during this call, which
+    // the result does not outlive; that only the current task, which has loaded it, accesses it; and
+    // that if memslots are pinned, they stay so and the task holds the vCPU's mutex.
     let Some(mut vcpu) = (unsafe { RunningVcpu::from_raw(vcpu) }) else {
         return to_msr_result(Outcome::Fault);
     };

@@ -126,7 +126,8 @@ pub unsafe extern "C" fn kvm_vcpu_ioctl_fault(
         let mut loaded = unsafe { LoadedVcpu::load(vcpu) };
         match populate::fault_in(&mut loaded, gfn) {
             Err(error) if error == ENOENT => {
-                // SAFETY: The vCPU is allocated, and the current task holds its mutex.
+                // SAFETY: The caller guarantees that the vCPU is not freed during this call, and that
+                // the current task holds its mutex.
                 unsafe { bindings::kvm_arch_gmap_missing(vcpu.as_ptr(), gfn.0) };
                 Err(EREMOTE)
             }

@@ -112,8 +112,9 @@ impl<'vm> Space<'vm> {
     /// Records whether a slot has this id.
     fn set_used(&mut self, slot: SlotId, used: bool) {
         let (as_id, id) = (self.as_id.into(), slot.id.into());
-        // SAFETY: The VM is not freed, and `self.slots` proves that slots_lock is held. By the type
-        // invariant the address space exists. The id is that of a user slot.
+        // SAFETY: By the invariant of `Vm` the VM is not freed, and `self.slots` proves that
+        // slots_lock is held. By the type invariant the address space exists. The id is that of a
+        // user slot.
         unsafe { bindings::kvm_gmap_set_id(self.slots.as_ptr(), as_id, id, used) };
     }
 }
@@ -125,8 +126,8 @@ impl Extents for Space<'_> {
     }
 
     fn free_id(&self, from: u16) -> Option<u16> {
-        // SAFETY: The VM is not freed, and `self.slots` proves that slots_lock is held. By the type
-        // invariant the address space exists.
+        // SAFETY: By the invariant of `Vm` the VM is not freed, and `self.slots` proves that
+        // slots_lock is held. By the type invariant the address space exists.
         let id = unsafe {
             bindings::kvm_gmap_free_id(self.slots.as_ptr(), self.as_id.into(), from.into())
         };

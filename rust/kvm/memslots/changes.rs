@@ -347,7 +347,8 @@ impl Published<'_, '_, '_> {
                     unsafe { replaced(slots, old, new, relog, Change::Move) };
                 }
                 Item::FlagsOnly { old, new, relog } => {
-                    // SAFETY: As for a move.
+                    // SAFETY: By the type invariant both lists contain the new slot and not the old
+                    // one, which no reader sees.
                     unsafe { replaced(slots, old, new, relog, Change::FlagsOnly) };
                 }
             }

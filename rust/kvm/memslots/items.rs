@@ -225,7 +225,9 @@ impl<'vm> Items<'vm> {
         }
         for item in &mut self.0 {
             if let Item::Delete { old, .. } = item {
-                // SAFETY: The caller guarantees what this needs.
+                // SAFETY: The caller guarantees that readers see an INVALID copy of the slot, that
+                // nothing is mapped of it if it has a guest_memfd, and that slots_lock is held until
+                // the batch ends.
                 unsafe { old.unbind_memfd() };
             }
         }

@@ -46,8 +46,8 @@ impl StartedLogs {
     /// Copies the bits to userspace. Fails with `EFAULT`.
     pub(super) fn copy(&self, slots: &SlotsLocked<'_>) -> Result {
         for log in &self.0 {
-            // SAFETY: The VM is not freed. The function only accesses memory of the current task's
-            // userspace.
+            // SAFETY: By the invariant of `Vm` the VM is not freed. The function only accesses
+            // memory of the current task's userspace.
             to_result(unsafe {
                 bindings::kvm_memory_copy_started_log(slots.as_ptr(), log.address, log.npages)
             })?;

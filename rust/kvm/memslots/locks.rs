@@ -39,7 +39,8 @@ pub(crate) struct SlotsLocked<'vm> {
 impl<'vm> SlotsLocked<'vm> {
     /// Takes `slots_lock`.
     pub(crate) fn lock(vm: Vm<'vm>) -> Self {
-        // SAFETY: The VM's slots_lock is initialised, and not freed during `'vm`.
+        // SAFETY: By the invariant of `Vm` the VM's slots_lock is initialised, and not freed during
+        // `'vm`.
         let lock = unsafe { Lock::from_raw(&raw mut (*vm.as_ptr()).slots_lock) };
         let guard = lock.lock();
         // SAFETY: lock() has taken slots_lock, and the result keeps its guard.
@@ -53,8 +54,8 @@ impl<'vm> SlotsLocked<'vm> {
     pub(crate) fn lock_interruptible(vm: Vm<'vm>) -> Result<Self> {
         // SAFETY: By the invariant of `Vm` the VM is initialised and not freed.
         to_result(unsafe { bindings::kvm_memory_lock_slots_interruptible(vm.as_ptr()) })?;
-        // SAFETY: The VM's slots_lock is initialised, and not freed during `'vm`. The call above
-        // has taken it, and no other guard drops it.
+        // SAFETY: By the invariant of `Vm` the VM's slots_lock is initialised, and not freed during
+        // `'vm`. The call above has taken it, and no other guard drops it.
         let guard = unsafe {
             let lock: &Lock<(), MutexBackend> = Lock::from_raw(&raw mut (*vm.as_ptr()).slots_lock);
             Guard::new(lock, ())
@@ -94,8 +95,8 @@ impl<'vm> SlotsLocked<'vm> {
 
     /// Fails with `EINVAL` if the vCPUs have address spaces of their own. The VM then has no slots.
     pub(super) fn refuse_gmaps(&self) -> Result {
-        // SAFETY: The VM is not freed, and `self` proves that its slots_lock is held, under which the
-        // field is written.
+        // SAFETY: By the invariant of `Vm` the VM is not freed, and `self` proves that its
+        // slots_lock is held, under which the field is written.
         if unsafe { (*self.as_ptr()).gmaps.is_null() } {
             Ok(())
         } else {
@@ -118,7 +119,8 @@ impl<'vm> SlotsLocked<'vm> {
 
     /// Takes `slots_arch_lock`.
     pub(super) fn lock_arch(&self) -> ArchLocked<'_, 'vm> {
-        // SAFETY: The VM's slots_arch_lock is initialised, and not freed during `'vm`.
+        // SAFETY: By the invariant of `Vm` the VM's slots_arch_lock is initialised, and not freed
+        // during `'vm`.
         let lock = unsafe { Lock::from_raw(&raw mut (*self.as_ptr()).slots_arch_lock) };
         // INVARIANT: The guard holds slots_arch_lock of the VM of `self`.
         ArchLocked {

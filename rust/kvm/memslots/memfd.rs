@@ -185,7 +185,7 @@ impl Named {
             return this;
         }
         let mut file = null_mut();
-        // SAFETY: The VM is not freed. `file` is there to be written to.
+        // SAFETY: By the invariant of `Vm` the VM is not freed. `file` is there to be written to.
         let result = to_result(unsafe {
             bindings::kvm_memory_gmem_get(
                 slots.as_ptr(),

@@ -90,8 +90,9 @@ impl<'vm> NewSlot<'vm> {
                 // SAFETY: `this.slot` owns the slot, which by the type invariant no reader sees.
                 unsafe { (*new).dirty_bitmap = bitmap.cast() };
             } else {
-                // SAFETY: The VM is not freed, and `slots` proves that slots_lock is held.
-                // `this.slot` owns the slot, which by the type invariant no reader sees.
+                // SAFETY: By the invariant of `Vm` the VM is not freed, and `slots` proves that
+                // slots_lock is held. `this.slot` owns the slot, which by the type invariant no
+                // reader sees.
                 if !unsafe { bindings::kvm_memory_alloc_dirty_bitmap(this.vm.as_ptr(), new) } {
                     return Err(ENOMEM);
                 }
@@ -132,9 +133,9 @@ impl<'vm> NewSlot<'vm> {
     ) -> Result {
         let old = old.map_or(null(), |old| old.as_ptr().cast_const());
         let new = self.slot.as_mut_ptr();
-        // SAFETY: The VM is not freed, and `_arch` proves that slots_lock and slots_arch_lock are
-        // held. By the invariant of `Slot` the old slot is allocated. `self.slot` owns the new one,
-        // which by the type invariant no reader sees.
+        // SAFETY: By the invariant of `Vm` the VM is not freed, and `_arch` proves that slots_lock
+        // and slots_arch_lock are held. By the invariant of `Slot` the old slot is allocated.
+        // `self.slot` owns the new one, which by the type invariant no reader sees.
         to_result(unsafe {
             bindings::kvm_arch_prepare_memory_region(
                 self.vm.as_ptr(),
@@ -153,8 +154,9 @@ impl<'vm> NewSlot<'vm> {
     /// [`Self::prepare_arch`].
     pub(super) fn refresh_arch(&mut self, _arch: &ArchLocked<'_, 'vm>) -> Result {
         let new = self.slot.as_mut_ptr();
-        // SAFETY: The VM is not freed, and `_arch` proves that slots_lock and slots_arch_lock are
-        // held. `self.slot` owns the slot, which by the type invariant no reader sees.
+        // SAFETY: By the invariant of `Vm` the VM is not freed, and `_arch` proves that slots_lock
+        // and slots_arch_lock are held. `self.slot` owns the slot, which by the type invariant no
+        // reader sees.
         to_result(unsafe { bindings::kvm_arch_refresh_memory_region(self.vm.as_ptr(), new) })
     }
 
@@ -162,8 +164,8 @@ impl<'vm> NewSlot<'vm> {
     /// keeps a reference to its file. Fails with `EBADF` if userspace has put another file there.
     pub(super) fn open_memfd(&mut self, entry: &Entry, file: &MemfdFile) -> Result {
         let slot = self.slot.as_mut_ptr();
-        // SAFETY: The VM is not freed. `self.slot` owns the slot, which by the type invariant no
-        // reader sees.
+        // SAFETY: By the invariant of `Vm` the VM is not freed. `self.slot` owns the slot, which by
+        // the type invariant no reader sees.
         let found = unsafe {
             to_result(bindings::kvm_memory_gmem_prepare(
                 self.vm.as_ptr(),
@@ -191,8 +193,8 @@ impl<'vm> NewSlot<'vm> {
     pub(super) fn bind_memfd(&mut self) -> Result {
         let slot = self.slot.as_mut_ptr();
         if self.waits_for_memfd() {
-            // SAFETY: The VM is not freed. `self.slot` owns the slot, and `self.memfd` a reference to
-            // the file that open_memfd() has looked up for it.
+            // SAFETY: By the invariant of `Vm` the VM is not freed. `self.slot` owns the slot, and
+            // `self.memfd` a reference to the file that open_memfd() has looked up for it.
             to_result(unsafe { bindings::kvm_memory_gmem_bind(self.vm.as_ptr(), slot) })?;
             self.is_bound = true;
         }
@@ -223,8 +225,8 @@ impl Drop for NewSlot<'_> {
         self.unbind_memfd();
         let slot = self.slot.as_mut_ptr();
         if self.owns_arch {
-            // SAFETY: The VM is not freed, and `self.slot` owns the slot. By the type invariant no
-            // list contains it, and no other slot has its data.
+            // SAFETY: By the invariant of `Vm` the VM is not freed, and `self.slot` owns the slot.
+            // By the type invariant no list contains it, and no other slot has its data.
             unsafe { bindings::kvm_arch_free_memslot(self.vm.as_ptr(), slot) };
         }
         if self.owns_bitmap {

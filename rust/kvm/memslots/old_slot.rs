@@ -125,8 +125,9 @@ impl OldSlot {
     /// No list contains the slot, and no reader sees it. It shares no resource with a slot that
     /// stays.
     pub(super) unsafe fn free_with_resources(self, slots: &SlotsLocked<'_>) {
-        // SAFETY: The VM is not freed. By the type invariant nothing else frees the slot. The caller
-        // guarantees that no list contains it, no reader sees it, and nothing shares its resources.
+        // SAFETY: By the invariant of `Vm` the VM is not freed. By the type invariant nothing else
+        // frees the slot. The caller guarantees that no list contains it, no reader sees it, and
+        // nothing shares its resources.
         unsafe { bindings::kvm_free_memslot(slots.as_ptr(), self.slot.as_ptr()) };
     }
 }

@@ -39,8 +39,8 @@ const UPDATE_IN_PROGRESS: u64 = 1 << bindings::KVM_MEMORY_GEN_UPDATE_BIT;
 impl SlotsLocked<'_> {
     /// Returns the list of `as_id` that readers see.
     pub(super) fn active(&self, as_id: u16) -> List<'_> {
-        // SAFETY: The VM is initialised and not freed, and its list pointers change under
-        // slots_lock only, which `self` proves to be held.
+        // SAFETY: By the invariant of `Vm` the VM is initialised and not freed, and its list
+        // pointers change under slots_lock only, which `self` proves to be held.
         let list = unsafe { bindings::kvm_memory_active(self.as_ptr(), as_id.into()) };
         // SAFETY: Only a batch changes lists and frees their slots, under slots_lock. It borrows
         // `SlotsLocked` mutably (`batch::run`), so that nobody else has a list meanwhile, and drops
@@ -50,11 +50,12 @@ impl SlotsLocked<'_> {
 
     /// Returns the list of `as_id` that readers do not see.
     pub(super) fn inactive(&self, as_id: u16) -> List<'_> {
-        // SAFETY: The VM is initialised and not freed, and its list pointers change under
-        // slots_lock only, which `self` proves to be held.
+        // SAFETY: By the invariant of `Vm` the VM is initialised and not freed, and its list
+        // pointers change under slots_lock only, which `self` proves to be held.
         let list = unsafe { bindings::kvm_memory_inactive(self.as_ptr(), as_id.into()) };
-        // SAFETY: Only a batch changes lists and frees their slots, under slots_lock. Meanwhile
-        // nobody has a list but `changes.rs`, which keeps none from one step to the next.
+        // SAFETY: Only a batch changes lists and frees their slots, under slots_lock. Only
+        // `Items::put_copies`, `Items::put_final` and `ArchLocked::swap` get inactive lists, and none
+        // of them keeps one.
         unsafe { List::from_raw(list) }
     }
 
@@ -68,8 +69,9 @@ impl SlotsLocked<'_> {
 
     /// Returns the number of swaps that the VM has made.
     pub(super) fn swaps(&self) -> u64 {
-        // SAFETY: The VM is not freed. Only `ArchLocked::swap` counts here, under slots_lock.
-        // Clearing the statistic through debugfs may race with that, as for all statistics of KVM.
+        // SAFETY: By the invariant of `Vm` the VM is not freed. Only `ArchLocked::swap` counts
+        // here, under slots_lock. Clearing the statistic through debugfs may race with that, as for
+        // all statistics of KVM.
         unsafe { (*self.as_ptr()).stat.generic.memslot_swaps }
     }
 }
@@ -83,30 +85,31 @@ impl<'a, 'vm> ArchLocked<'a, 'vm> {
 
         for as_id in spaces.iter() {
             let (active, inactive) = (slots.active(as_id), slots.inactive(as_id));
-            // SAFETY: Both lists are part of the VM, which is not freed. Generations change under
-            // slots_lock only, which `slots` proves to be held. The flag says that nobody may cache
-            // a look-up until the grace period is over.
+            // SAFETY: Both lists are freed with the VM, which by the invariant of `Vm` is not freed.
+            // Generations change under slots_lock only, which `slots` proves to be held. The flag
+            // says that nobody may cache a look-up until the grace period is over.
             unsafe {
                 (*inactive.as_ptr()).generation =
                     (*active.as_ptr()).generation | UPDATE_IN_PROGRESS;
             }
         }
         let (first, end) = spaces.bounds();
-        // SAFETY: The VM is not freed. `self` proves that slots_lock and slots_arch_lock are held.
-        // A batch leaves the inactive lists complete.
+        // SAFETY: By the invariant of `Vm` the VM is not freed. `self` proves that slots_lock and
+        // slots_arch_lock are held. A batch leaves the inactive lists complete.
         unsafe { bindings::kvm_memory_publish(kvm, first.into(), end.into()) };
         drop(self);
-        // SAFETY: The VM is not freed. The current task holds slots_lock, which is never taken inside
-        // a read section of kvm->srcu, so that it does not wait for itself.
+        // SAFETY: By the invariant of `Vm` the VM is not freed. The current task holds slots_lock,
+        // which is never taken inside a read section of kvm->srcu, so that it does not wait for
+        // itself.
         unsafe { bindings::kvm_memory_wait_for_readers(kvm) };
 
         let step = u64::from(slots.limits().generation_step);
         for as_id in spaces.iter() {
             let list = slots.active(as_id).as_ptr();
-            // SAFETY: The list is part of the VM, which is not freed. Generations and the statistic
-            // change under slots_lock only, which `slots` proves to be held. Generations of
-            // address spaces that a vCPU can switch between must differ: space i of n uses i, i + n,
-            // i + 2n and so on.
+            // SAFETY: The list is freed with the VM, which by the invariant of `Vm` is not freed.
+            // Generations and the statistic change under slots_lock only, which `slots` proves to
+            // be held. Generations of address spaces that a vCPU can switch between must differ:
+            // space i of n uses i, i + n, i + 2n and so on.
             unsafe {
                 let generation = ((*list).generation & !UPDATE_IN_PROGRESS).wrapping_add(step);
                 bindings::kvm_arch_memslots_updated(kvm, generation);
