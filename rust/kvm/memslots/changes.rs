@@ -100,10 +100,11 @@ impl<'b, 'a, 'vm> Prepared<'b, 'a, 'vm> {
         items.0 = Few::with_capacity(plan.max_changes())?;
         for net in net_changes {
             let old = || -> Result<OldSlot> {
+                let slot = slots.find(net.slot).ok_or(EIO)?;
                 // SAFETY: `find` returns slots in the lists. A plan has at most one net change for
                 // each slot, for which one `OldSlot` is made. Every state of the batch borrows
                 // `SlotsLocked`, so that slots_lock is held.
-                unsafe { OldSlot::new(slots.find(net.slot).ok_or(EIO)?) }
+                Ok(unsafe { OldSlot::new(slot) })
             };
             if let NetKind::Delete | NetKind::Replace(_) = net.kind {
                 let delete = Item::Delete {

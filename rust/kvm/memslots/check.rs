@@ -561,7 +561,8 @@ impl<V: View> Checker<'_, V> {
 }
 
 impl<V: View> Plan<'_, V> {
-    /// Returns what each entry does to its slot, in the order of the list.
+    /// Returns what each entry does to its slot, in the order of the list. For tests, which compare
+    /// that with what an oracle does.
     pub fn changes(&self) -> impl Iterator<Item = Change> + '_ {
         self.steps.iter().map(|step| step.change)
     }

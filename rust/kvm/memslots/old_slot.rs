@@ -39,14 +39,14 @@ impl OldSlot {
     ///
     /// `slot` is in the lists. The caller's batch makes no other `OldSlot` for it, and holds
     /// slots_lock for as long as the result exists.
-    pub(super) unsafe fn new(slot: Slot<'_>) -> Result<Self> {
+    pub(super) unsafe fn new(slot: Slot<'_>) -> Self {
         // INVARIANT: By the invariant of `Slot` the slot is initialised. Slots in the lists are
         // freed under slots_lock only, which the caller's batch holds; the caller guarantees that
         // this is the batch's only `OldSlot` for it.
-        Ok(Self {
-            slot: NonNull::new(slot.as_ptr()).ok_or(EIO)?,
+        Self {
+            slot: slot.as_non_null(),
             unbound: None,
-        })
+        }
     }
 
     pub(super) fn slot(&self) -> Slot<'_> {

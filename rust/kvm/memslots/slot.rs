@@ -78,6 +78,10 @@ impl Slot<'_> {
         self.slot.as_ptr()
     }
 
+    pub(super) fn as_non_null(self) -> NonNull<bindings::kvm_memory_slot> {
+        self.slot
+    }
+
     pub(super) fn mapping(self) -> Mapping {
         let slot = self.as_ptr();
         // SAFETY: By the type invariant the slot is allocated, and these fields do not change.
@@ -189,10 +193,10 @@ impl SlotBox {
     ) -> Result<Self, AllocError> {
         let mut mapping = slot.mapping();
         mapping.flags = mapping.flags.union(INVALID);
-        let copy = Self::new(slot.id(), mapping)?;
+        let mut copy = Self::new(slot.id(), mapping)?;
         // SAFETY: The copy was allocated above. It is in no list, so that no reader sees it, and no
         // `Slot` for it exists yet.
-        unsafe { (*copy.0.as_ptr()).dirty_bitmap = slot.dirty_bitmap().cast() };
+        unsafe { (*copy.as_mut_ptr()).dirty_bitmap = slot.dirty_bitmap().cast() };
         // SAFETY: The copy is in no list, so that no reader sees it.
         unsafe { copy.slot().copy_arch(slot, arch) };
         Ok(copy)
@@ -213,7 +217,8 @@ impl SlotBox {
     /// Borrows the slot.
     pub(super) fn slot(&self) -> Slot<'_> {
         // SAFETY: By the type invariant the slot is initialised, and it is not freed while `self` is
-        // borrowed. Its fields are only written through `as_mut_ptr`, which borrows `self` mutably.
+        // borrowed. The fields that the invariant of `Slot` names are only written through
+        // `as_mut_ptr`, which borrows `self` mutably.
         unsafe { Slot::from_raw(self.0) }
     }
 
