@@ -99,20 +99,12 @@ enum Join {
     All,
 }
 
-/// Returns the user address that frame 0 would have if the mapping extended to it.
-fn base_of(mapping: &Mapping) -> u64 {
-    base(mapping.gfns.start, mapping.hva)
-}
-
-fn base(gfn: Gfn, hva: Hva) -> u64 {
-    hva.0.wrapping_sub(gfn.0 << PAGE_SHIFT)
-}
-
 /// Returns the part of `mapping` in `gfns`, which must not be empty.
 fn part(mapping: &Mapping, gfns: GfnRange) -> Mapping {
+    let start = gfns.start.0 << PAGE_SHIFT;
     Mapping {
         gfns,
-        hva: Hva(base_of(mapping).wrapping_add(gfns.start.0 << PAGE_SHIFT)),
+        hva: Hva(mapping.hva_of_frame_0().wrapping_add(start)),
         flags: mapping.flags,
     }
 }
@@ -208,18 +200,27 @@ impl Change {
         Ok(())
     }
 
+    /// Returns where frame 0 would be if the new mapping extended to it, or [`None`] to unmap.
+    fn base(&self) -> Option<u64> {
+        let new = Mapping {
+            gfns: self.gfns,
+            hva: self.to?,
+            flags: SlotFlags::default(),
+        };
+        Some(new.hva_of_frame_0())
+    }
+
     /// Returns the change without the frames at both ends that are mapped as they should be, or
     /// [`None`] if nothing is left. So the extents that map these are not replaced.
     fn without_what_stays(mut self, map: &impl Extents) -> Option<Self> {
-        let Some(hva) = self.to else {
+        let Some(wanted) = self.base() else {
             // Unmapping what is not mapped changes nothing.
             return map.first_in(self.gfns).map(|_| self);
         };
-        let wanted = base(self.gfns.start, hva);
         let here = |gfn: u64| {
             let gfns = GfnRange::new(Gfn(gfn), 1)?;
             let extent = map.first_in(gfns)?.mapping;
-            (base_of(&extent) == wanted).then_some(extent.gfns)
+            (extent.hva_of_frame_0() == wanted).then_some(extent.gfns)
         };
         while let Some(extent) = here(self.gfns.start.0) {
             self.gfns.start = extent.end;
@@ -238,7 +239,7 @@ impl Change {
     /// Finds out what the change overlaps, and which of its neighbours are joined to it.
     fn plan(self, map: &impl Extents, join: Join) -> Plan {
         let GfnRange { start, end } = self.gfns;
-        let wanted = self.to.map(|hva| base(start, hva));
+        let wanted = self.base();
         let at = |gfn: u64| Some(map.first_in(GfnRange::new(Gfn(gfn), 1)?)?.mapping);
         let mut plan = Plan {
             joined: self.gfns,
@@ -258,7 +259,7 @@ impl Change {
                     end: start,
                 };
                 plan.before = Some(part(&left, rest));
-            } else if wanted == Some(base_of(&left)) && join.allows(whole) {
+            } else if wanted == Some(left.hva_of_frame_0()) && join.allows(whole) {
                 plan.joined.start = left.gfns.start;
             }
         }
@@ -273,7 +274,7 @@ impl Change {
                     end: right.gfns.end,
                 };
                 plan.after = Some(part(&right, rest));
-            } else if wanted == Some(base_of(&right)) && join.allows(whole) {
+            } else if wanted == Some(right.hva_of_frame_0()) && join.allows(whole) {
                 plan.joined.end = right.gfns.end;
             }
         }

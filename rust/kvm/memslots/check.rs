@@ -437,11 +437,10 @@ impl<V: View> Checker<'_, V> {
             // KVM can neither log nor write-protect private memory.
             known = SlotFlags(known.0 & SlotFlags::GUEST_MEMFD.0);
         }
-        let offset = entry.guest_memfd_offset;
         let memfd_ok = if memfd {
-            is_page_aligned(offset) && offset.checked_add(entry.memory_size).is_some()
+            entry.memfd_range().is_some()
         } else {
-            entry.guest_memfd == 0 && offset == 0
+            entry.guest_memfd == 0 && entry.guest_memfd_offset == 0
         };
 
         let valid = known.contains(flags)

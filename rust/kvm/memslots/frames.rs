@@ -15,8 +15,7 @@ use super::types::{
 
 use crate::types::{
     Gfn,
-    GfnRange,
-    PAGE_SHIFT, //
+    GfnRange, //
 };
 
 /// A slot that a batch removes or adds.
@@ -53,13 +52,6 @@ pub enum Access {
     Lost,
 }
 
-/// Returns the host address that frame 0 would have if the mapping extended to it. Two mappings put
-/// the frames that they share at the same addresses if the results are equal, and only then.
-fn hva_of_frame_0(mapping: &Mapping) -> u64 {
-    let bytes = mapping.gfns.start.0 << PAGE_SHIFT;
-    mapping.hva.0.wrapping_sub(bytes)
-}
-
 /// Private memory has no host address that could stay the same.
 fn can_be_kept(mapping: &Mapping) -> bool {
     !mapping.has_guest_memfd()
@@ -90,7 +82,7 @@ pub fn cut<E>(
                 Some((new, gfns)) => {
                     let same = can_be_kept(&old.mapping)
                         && can_be_kept(&new.mapping)
-                        && hva_of_frame_0(&new.mapping) == hva_of_frame_0(&old.mapping);
+                        && new.mapping.hva_of_frame_0() == old.mapping.hva_of_frame_0();
                     let access = access(old.mapping.flags, new.mapping.flags);
                     (same.then_some((new.item, access)), gfns.end)
                 }

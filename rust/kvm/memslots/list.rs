@@ -8,6 +8,7 @@ use super::{
 };
 
 use crate::types::{
+    Gfn,
     GfnRange,
     PAGE_SHIFT, //
 };
@@ -73,6 +74,19 @@ impl<'l> List<'l> {
         // SAFETY: By the type invariant slots in the list are not freed during `'l`. The fields that
         // the invariant of `Slot` names are not written while a slot is in a list.
         NonNull::new(slot).map(|slot| unsafe { Slot::from_raw(slot) })
+    }
+
+    /// Returns the slots, in the order of frames.
+    pub(super) fn slots(self) -> impl Iterator<Item = Slot<'l>> {
+        let mut rest = GfnRange {
+            start: Gfn(0),
+            end: Gfn(u64::MAX),
+        };
+        core::iter::from_fn(move || {
+            let slot = self.first_in(rest)?;
+            rest.start = slot.mapping().gfns.end;
+            Some(slot)
+        })
     }
 
     /// Replaces `old` with `new`. Adds `new` if `old` is [`None`], removes `old` if `new` is.
@@ -222,10 +236,7 @@ mod tests {
                 SlotFlags, //
             }, //
         },
-        types::{
-            Gfn,
-            Hva, //
-        }, //
+        types::Hva, //
     };
 
     use core::mem::MaybeUninit;

@@ -20,12 +20,7 @@ use super::{
     }, //
 };
 
-use crate::types::{
-    Gfn,
-    GfnRange,
-    PAGE_SHIFT,
-    PAGE_SIZE, //
-};
+use crate::types::PAGE_SHIFT;
 
 use core::ptr::{
     null_mut,
@@ -153,14 +148,8 @@ impl Memfds {
     }
 
     fn find_bound(&mut self, slots: &SlotsLocked<'_>) -> Result<(), AllocError> {
-        let all = GfnRange {
-            start: Gfn(0),
-            end: Gfn(u64::MAX),
-        };
         for as_id in 0..slots.limits().address_spaces {
-            let mut rest = all;
-            while let Some(slot) = slots.active(as_id).first_in(rest) {
-                rest.start = slot.mapping().gfns.end;
+            for slot in slots.active(as_id).slots() {
                 if let Some(pages) = bound_pages(slot) {
                     self.order.push(self.bound.len() as u32)?;
                     self.bound.push((pages, slot.id()))?;
@@ -175,23 +164,22 @@ impl Memfds {
 
 impl Named {
     fn new(slots: &SlotsLocked<'_>, entry: usize, wanted: &Entry) -> Self {
-        let (npages, offset) = (wanted.memory_size >> PAGE_SHIFT, wanted.guest_memfd_offset);
         let mut this = Self {
             entry,
             pages: Err(check::Error::Invalid),
             file: None,
         };
-        if offset % PAGE_SIZE != 0 || offset.checked_add(wanted.memory_size).is_none() {
+        let Some(bytes) = wanted.memfd_range() else {
             return this;
-        }
+        };
         let mut file = null_mut();
         // SAFETY: By the invariant of `Vm` the VM is not freed. `file` is there to be written to.
         let result = to_result(unsafe {
             bindings::kvm_memory_gmem_get(
                 slots.as_ptr(),
                 wanted.guest_memfd,
-                offset,
-                npages,
+                bytes.start,
+                wanted.memory_size >> PAGE_SHIFT,
                 &raw mut file,
             )
         });
@@ -199,8 +187,8 @@ impl Named {
             (Ok(()), Some(file)) => {
                 this.pages = Ok(FilePages {
                     file: file.as_ptr().addr(),
-                    start: offset >> PAGE_SHIFT,
-                    end: (offset + wanted.memory_size) >> PAGE_SHIFT,
+                    start: bytes.start >> PAGE_SHIFT,
+                    end: bytes.end >> PAGE_SHIFT,
                 });
                 // SAFETY: kvm_memory_gmem_get() has taken a reference for its caller.
                 this.file = Some(unsafe { MemfdFile::from_raw(file) });

@@ -6,8 +6,12 @@
 
 use crate::types::{
     GfnRange,
-    Hva, //
+    Hva,
+    PAGE_SHIFT,
+    PAGE_SIZE, //
 };
+
+use core::ops::Range;
 
 /// Identifies a memslot of a VM: an address space and an id in it.
 ///
@@ -121,6 +125,12 @@ impl Mapping {
         self.gfns.npages()
     }
 
+    /// Returns the host address that frame 0 would have if the mapping extended to it. Two mappings put
+    /// the frames that they share at the same addresses if the results are equal, and only then.
+    pub const fn hva_of_frame_0(&self) -> u64 {
+        self.hva.0.wrapping_sub(self.gfns.start.0 << PAGE_SHIFT)
+    }
+
     /// Returns whether the private memory is in a guest_memfd.
     pub const fn has_guest_memfd(&self) -> bool {
         self.flags.contains(SlotFlags::GUEST_MEMFD)
@@ -166,6 +176,14 @@ impl Entry {
     /// Returns whether the entry asks for a slot that is bound to a guest_memfd.
     pub const fn wants_memfd(&self) -> bool {
         SlotFlags(self.flags).contains(SlotFlags::GUEST_MEMFD) && self.memory_size != 0
+    }
+
+    /// Returns the bytes of a guest_memfd that the entry names, or [`None`] if they wrap around or do
+    /// not start at a page.
+    pub fn memfd_range(&self) -> Option<Range<u64>> {
+        let start = self.guest_memfd_offset;
+        let end = start.checked_add(self.memory_size)?;
+        (start % PAGE_SIZE == 0).then_some(start..end)
     }
 }
 

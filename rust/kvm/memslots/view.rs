@@ -23,7 +23,6 @@ use super::{
 };
 
 use crate::types::{
-    Gfn,
     GfnRange,
     Hva,
     PAGE_SHIFT, //
@@ -92,17 +91,12 @@ impl<'a, 'm, 'vm> ActiveSlots<'a, 'm, 'vm> {
         let len = this.spaces.iter().count() * usize::from(limits.slots);
         this.index = Few::from_elem(None, len)?;
         for as_id in this.spaces.iter() {
-            let mut rest = GfnRange {
-                start: Gfn(0),
-                end: Gfn(u64::MAX),
-            };
-            while let Some(slot) = locked.active(as_id).first_in(rest) {
+            for slot in locked.active(as_id).slots() {
                 if let Some(at) = this.index_of(slot.id()) {
                     if let Some(entry) = this.index.get_mut(at) {
                         *entry = Some(slot);
                     }
                 }
-                rest.start = slot.mapping().gfns.end;
             }
         }
         Ok(this)
