@@ -20,7 +20,9 @@ use super::{
     },
     types::{
         FIRST_VMM_TYPE,
-        KVM_TYPES, //
+        KVM_TYPES,
+        MSR_ENABLED,
+        STEAL_TIME_ALIGN, //
     }, //
 };
 
@@ -60,6 +62,9 @@ const _: () = {
     assert!(Answer::BadPad as u32 == bindings::KVM_MEM_AREA_BAD_PAD);
     assert!(Answer::NotRegistered as u32 == bindings::KVM_MEM_AREA_NOT_REGISTERED);
     assert!(Answer::Denied as u32 == bindings::KVM_MEM_AREA_DENIED);
+    assert!(MSR_ENABLED == bindings::KVM_MSR_ENABLED as u64);
+    assert!(STEAL_TIME_ALIGN == 1 << (bindings::KVM_STEAL_ALIGNMENT_BITS + 1));
+    assert!(KVM_TYPES.len() == 3);
     assert!(KVM_TYPES[0].is(
         bindings::KVM_MEM_AREA_TYPE_WALL_CLOCK,
         bindings::MSR_KVM_WALL_CLOCK_NEW,

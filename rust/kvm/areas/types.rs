@@ -12,6 +12,8 @@ use super::descriptor::{
     Range, //
 };
 
+use crate::types::PAGE_SIZE;
+
 /// The first type that the VMM serves. Those below are KVM's, known or not: otherwise a newer KVM
 /// would take types away from VMMs.
 pub const FIRST_VMM_TYPE: u32 = 0x8000_0000;
@@ -48,15 +50,16 @@ const STEAL_TIME: KvmType = KvmType {
     msr: 0x4b56_4d03,
     enable: MSR_ENABLED,
     size: 64,
-    align: 64,
+    align: STEAL_TIME_ALIGN,
     one_page: true,
     mapped: false,
 };
 
-/// `KVM_MSR_ENABLED`
-const MSR_ENABLED: u64 = 1;
+/// `KVM_MSR_ENABLED`.
+pub const MSR_ENABLED: u64 = 1;
 
-const PAGE_SIZE: u64 = 4096;
+/// The alignment of `struct kvm_steal_time`, which `MSR_KVM_STEAL_TIME` checks.
+pub const STEAL_TIME_ALIGN: u64 = 64;
 
 /// A type of area that KVM serves.
 #[derive(Debug, PartialEq, Eq)]

@@ -75,6 +75,12 @@ struct ListHeader {
 // padding.
 unsafe impl FromBytes for ListHeader {}
 
+const _: () = {
+    type Uapi = bindings::kvm_userspace_memory_region_list;
+    assert!(size_of::<ListHeader>() == size_of::<Uapi>());
+    assert!(offset_of!(ListHeader, flags) == offset_of!(Uapi, flags));
+};
+
 impl From<check::Error> for Error {
     fn from(error: check::Error) -> Self {
         match error {
