@@ -2,9 +2,9 @@
 /*
  * The seam between KVM's C code and its guest-memory core in Rust (rust/kvm/).
  *
- * C calls kvm_set_memory_region() wherever it changes a single memslot, and
- * kvm_*_ioctl_*() for the ioctls of the core.  Rust calls everything else here:
- * what only C macros and inline functions can do, and what stays C.
+ * C calls the functions in the sections marked "for C to call", and
+ * kvm_enable_gmaps() and kvm_create_gmap().  Rust calls the rest: what only C
+ * macros and inline functions can do, and what stays C.
  */
 #ifndef __LINUX_KVM_MEMORY_CORE_H
 #define __LINUX_KVM_MEMORY_CORE_H
@@ -174,6 +174,7 @@ void kvm_arch_gmap_missing(struct kvm_vcpu *vcpu, gfn_t gfn);
 int kvm_vcpu_ioctl_map_memory(struct kvm_vcpu *vcpu, void __user *argp);
 
 /* rust/kvm/populate/fill.c */
+void kvm_memory_cond_resched(void);
 bool kvm_memory_dirty_ring_is_full(struct kvm_vcpu *vcpu);
 void kvm_memory_fault_in(struct kvm_vcpu *vcpu, gfn_t gfn, unsigned long npages,
 			 bool write);
@@ -238,7 +239,6 @@ bool kvm_mem_area_msr_write(struct kvm_vcpu *vcpu, u32 index, u64 value);
 /* rust/kvm/seam.c */
 void kvm_memory_srcu_lock(struct kvm_vcpu *vcpu);
 void kvm_memory_srcu_unlock(struct kvm_vcpu *vcpu);
-void kvm_memory_cond_resched(void);
 
 #endif /* CONFIG_KVM_RUST_MEMORY */
 

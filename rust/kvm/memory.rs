@@ -10,7 +10,7 @@
 //! | `areas/` | memory areas that a guest shares with its hypervisor |
 //! | `types.rs` | guest frame numbers and host virtual addresses; pure |
 //! | `vm.rs`, `vcpu.rs` | a VM; a loaded vCPU and its SRCU read sections |
-//! | `seam.c` | C macros and inline functions that all folders need |
+//! | `seam.c` | inline functions of C that `vcpu.rs` needs |
 //!
 //! Each family of ioctls has a folder. It contains `ioctl.rs`, which C calls; pure logic, which uses
 //! neither kernel types nor `unsafe` and is compiled and tested on the host too; the code that

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Macros and inline functions that every part of the memory core needs.  Rust
- * can call neither.
+ * Read sections of a loaded vCPU, for vcpu.rs: Rust cannot call the inline
+ * functions.
  */
 #include <linux/kvm_memory_core.h>
-#include <linux/sched.h>
 
 void kvm_memory_srcu_lock(struct kvm_vcpu *vcpu)
 {
@@ -14,9 +13,4 @@ void kvm_memory_srcu_lock(struct kvm_vcpu *vcpu)
 void kvm_memory_srcu_unlock(struct kvm_vcpu *vcpu)
 {
 	kvm_vcpu_srcu_read_unlock(vcpu);
-}
-
-void kvm_memory_cond_resched(void)
-{
-	cond_resched();
 }

@@ -7,10 +7,16 @@
 #include <linux/highmem.h>
 #include <linux/kvm_dirty_ring.h>
 #include <linux/kvm_memory_core.h>
+#include <linux/sched.h>
 #include <linux/uaccess.h>
 
 /* The number of pages that are copied at a time. */
 #define FILL_MAX	16
+
+void kvm_memory_cond_resched(void)
+{
+	cond_resched();
+}
 
 bool kvm_memory_dirty_ring_is_full(struct kvm_vcpu *vcpu)
 {
