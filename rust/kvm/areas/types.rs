@@ -21,7 +21,7 @@ pub const FIRST_VMM_TYPE: u32 = 0x8000_0000;
 /// The types that KVM serves.
 pub const KVM_TYPES: [KvmType; 3] = [WALL_CLOCK, SYSTEM_TIME, STEAL_TIME];
 
-/// `struct pvclock_wall_clock`, which `MSR_KVM_WALL_CLOCK_NEW` fills once, when it is written.
+/// `struct pvclock_wall_clock`, which `MSR_KVM_WALL_CLOCK_NEW` fills when it is written.
 const WALL_CLOCK: KvmType = KvmType {
     kind: 1,
     msr: 0x4b56_4d00,
