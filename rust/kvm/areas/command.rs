@@ -5,8 +5,8 @@
 //! Pure: no kernel type is used here, and the file is compiled and tested on the host too.
 //!
 //! A command does things in this order, and nothing after the first that fails: read the
-//! descriptor, check it, serve the area, write `result`. Whatever can keep `result` from being
-//! written is found out when the descriptor is read, so that an area is not registered in vain.
+//! descriptor, check it, serve the area, write `result`. Reading the descriptor finds out whether
+//! `result` can be written, so that no area is registered that the guest is not told of.
 
 use super::{
     descriptor::{

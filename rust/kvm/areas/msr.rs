@@ -242,8 +242,8 @@ pub unsafe extern "C" fn kvm_mem_area_set_msr(
     };
     let outcome = command.run(msr.data, &mut vcpu);
     if let Outcome::Ask(area) = outcome {
-        // L1's lists of MSRs do not ask, and so store this for nothing. They are loaded around L2,
-        // and an exit that is pending belongs to L1: VMX has L1 intercept WRMSR of these in L2.
+        // L1's lists of MSRs cannot ask, so nothing uses what they store here. They are loaded around
+        // L2, and an exit that is pending belongs to L1: VMX has L1 intercept WRMSR of these in L2.
         vcpu.set_op(question(msr, area));
     }
     to_msr_result(outcome)

@@ -39,7 +39,7 @@ const SYSTEM_TIME: KvmType = KvmType {
     enable: MSR_ENABLED,
     size: 32,
     align: 4,
-    // kvm_gpc_activate() fails otherwise, and nobody hears of it.
+    // kvm_gpc_activate() fails otherwise, and nothing reports that.
     one_page: true,
     mapped: true,
 };

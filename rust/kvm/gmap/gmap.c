@@ -53,14 +53,14 @@ int kvm_enable_gmaps(struct kvm *kvm, int max_vcpus)
 		return -ENOMEM;
 
 	kvm->max_vcpus = min(kvm->max_vcpus, max_vcpus);
-	/* Whoever sees the table, e.g. an mmu_notifier, sees that it is empty. */
+	/* Anything that sees the table, e.g. an mmu_notifier, sees it empty. */
 	smp_store_release(&kvm->gmaps, gmaps);
 	return 0;
 }
 
 /*
  * Give @vcpu, which nobody can reach yet, its address space.  That belongs to the
- * VM: if creating the vCPU fails, the next one gets it, as empty as it is.
+ * VM: if creating the vCPU fails, the next one gets it, still empty.
  * Returns the number of the address space, 0 if vCPUs have none of their own, or
  * an error.
  */
@@ -89,7 +89,7 @@ int kvm_create_gmap(struct kvm_vcpu *vcpu)
 					   &kvm->__memslots[j][0]);
 
 		gmaps->gmaps[i] = gmap;
-		/* Whoever sees the number, e.g. an mmu_notifier, sees @gmap. */
+		/* An mmu_notifier that sees the number sees @gmap, too. */
 		smp_store_release(&gmaps->nr, i + 1);
 	}
 

@@ -7,10 +7,10 @@
 //! An *extent* is a memslot of the address space. Extents need not be segments: [`Change::entries`]
 //! makes one extent of segments that follow each other in the guest and in user memory, so that few
 //! memslots describe much memory. It removes the extents that a range overlaps, and adds what takes
-//! their place; the batch that carries this out leaves the mappings of all frames alone that stay.
+//! their place; the batch that carries this out leaves alone the mappings of all frames that stay.
 //!
 //! Memslots have metadata for each 2 MiB. Replacing one costs time that grows with its size. So there
-//! are limits: segments are joined to an extent that is in one GiB, and a range is mapped by extents of
+//! are limits: segments are joined to an extent within one GiB, and a range is mapped by extents of
 //! at most 16 GiB. Only when ids run short are extents joined beyond the first limit.
 //!
 //! # Alternatives
@@ -35,10 +35,10 @@ use crate::{
 /// Bytes in a segment. Guest and user addresses are multiples of it.
 pub const SEGMENT_SIZE: u64 = 1 << 20;
 
-/// Segments are joined as long as they are in the same, aligned, so many frames: 1 GiB.
+/// Segments are joined within one aligned block of this many frames: 1 GiB.
 pub const JOIN_PAGES: u64 = 1 << (30 - PAGE_SHIFT);
 
-/// An extent does not cross a multiple of so many frames: 16 GiB.
+/// An extent does not cross a multiple of this many frames: 16 GiB.
 pub const EXTENT_PAGES: u64 = 1 << (34 - PAGE_SHIFT);
 
 /// A memslot of the address space.

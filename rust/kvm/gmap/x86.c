@@ -42,7 +42,7 @@ void kvm_arch_gmap_missing(struct kvm_vcpu *vcpu, gfn_t gfn)
 
 void kvm_arch_gmap_miss_gfn(struct kvm_vcpu *vcpu, gfn_t gfn)
 {
-	/* The first one is what the instruction has come to. */
+	/* The first miss is where the instruction has stopped. */
 	if (vcpu->arch.gmap_missed != KVM_GMAP_NOTHING_MISSED)
 		return;
 
@@ -69,7 +69,7 @@ int kvm_gmap_exit(struct kvm_vcpu *vcpu, int emulation_type)
 		return 0;
 	}
 
-	/* Who skips an instruction takes errors for success. */
+	/* A caller that skips an instruction takes errors for success. */
 	if (emulation_type & EMULTYPE_SKIP) {
 		kvm_prepare_emulation_failure_exit(vcpu);
 		return 0;

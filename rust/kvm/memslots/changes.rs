@@ -151,10 +151,10 @@ impl<'b, 'a, 'vm> Prepared<'b, 'a, 'vm> {
             items.copy_invalid(&arch)?;
         }
         if items.invalidated_spaces().is_empty() {
-            // Otherwise, a slot may be bound when the architecture's data is complete, which a vCPU
-            // can make necessary as long as slots_arch_lock is free: who punches a hole in the
-            // guest_memfd zaps what it finds there. And what slots are bound to that are deleted
-            // waits until nobody uses it.
+            // Otherwise, take_over_memfds() binds the new slots later. Punching a hole in a
+            // guest_memfd zaps the slots that are bound to it, which needs their complete data of
+            // the architecture: refresh() completes it. The pages may also be bound to slots that
+            // are deleted, which readers use until the swap.
             items.bind_memfds()?;
         }
         // INVARIANT: The old slots were found in the active lists, which are equal to the inactive

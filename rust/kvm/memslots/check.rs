@@ -13,9 +13,9 @@
 //! # Taking earlier entries into account
 //!
 //! If no earlier entry touched a slot, the view says what it maps; otherwise the latest entry on the
-//! slot does. Entries are sorted by slot once, so that each knows its predecessor. A [`RankSet`] has
-//! the live entries, which are those whose slot exists as they left it, by their rank in the gfn
-//! order of all entries. Live slots do not overlap, so that an entry can only collide with its live
+//! slot does. Entries are sorted by slot once, so that each knows its predecessor. A [`RankSet`] holds
+//! the live entries, those whose slot still exists as they left it, by their rank in the gfn order of
+//! all entries. Live slots do not overlap, so that an entry can only collide with its live
 //! neighbours in that order.
 //!
 //! An entry takes O(log N) look-ups on average, whatever the n entries and the N slots are: when a

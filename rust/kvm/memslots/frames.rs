@@ -3,8 +3,8 @@
 //! Which frames stay where they are when a batch removes some slots and adds others.
 //!
 //! A slot that is resized, split or merged is removed, and what takes its place is added. A frame
-//! that both map to the same host address is *kept*: its mapping for the guest is as right after the
-//! batch as before, but for write access. All other frames of the removed slots are *gone*.
+//! that both map to the same host address is *kept*: the guest's mapping of it stays right, except for
+//! write access. All other frames of the removed slots are *gone*.
 //!
 //! Pure: no kernel type is used here, and the file is compiled and tested on the host too.
 

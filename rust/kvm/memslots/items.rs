@@ -187,8 +187,8 @@ impl<'vm> Items<'vm> {
 
     /// Returns whether all slots that are deleted, created and moved can be reshaped.
     pub(super) fn can_reshape(&self, slots: &SlotsLocked<'vm>) -> bool {
-        // Userspace resets entries of the dirty ring by the ids of slots, which are others by then; and
-        // pages that are all dirty at first, according to the mode of the log, are not in any ring.
+        // Userspace resets entries of the dirty ring by slot id, and other slots may have the ids by
+        // then. If a new log starts with all pages dirty, no ring has entries for them.
         let ring = slots.has_dirty_ring();
         let simple = |slot: Slot<'_>| {
             let in_ring = ring && slot.logs_dirty();

@@ -241,7 +241,10 @@ static int copy_to_gmem(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
 	return copy_contents(pfn_to_page(pfn), from);
 }
 
-/* The same for one page of private memory, which guest_memfd provides. */
+/*
+ * Do what kvm_memory_fill() does, for one page of private memory, which
+ * guest_memfd provides.
+ */
 long kvm_memory_fill_private(struct kvm_vcpu *vcpu, gfn_t gfn, u64 source)
 {
 	struct kvm *kvm = vcpu->kvm;
