@@ -41,7 +41,7 @@ fn gpa(i: u64) -> u64 {
     DATA + i * SEGMENT_SIZE
 }
 
-/// Time for each of `extents` extents of 1 MiB.
+/// Time for each call that maps or unmaps one of `extents` extents of 1 MiB.
 pub fn small(factory: &Factory, extents: u64, running: bool) -> Result<Changes> {
     let vm = factory.vm()?;
     let mut world = factory.world(&vm, 0, Arc::new(Memory::new(1)?))?;
@@ -68,7 +68,7 @@ pub fn small(factory: &Factory, extents: u64, running: bool) -> Result<Changes> 
     })
 }
 
-/// Time for one extent of so many segments.
+/// Time for a call that maps or unmaps this many segments, in extents of up to 16 GiB.
 pub fn large(factory: &Factory, segments: u64, running: bool) -> Result<Changes> {
     let vm = factory.vm()?;
     let mut world = factory.world(&vm, 0, Arc::new(Memory::new(1)?))?;

@@ -76,7 +76,7 @@ impl Report {
     pub fn table(&self, rounds: u32) -> Result<String> {
         let mut out = format!(
             "\nAddress spaces of vCPUs, in µs: median (least .. most) of {rounds} rounds\n\n\
-             time for each extent                   map into a hole           map over it               unmap\n"
+             time for each call                     map into a hole           map over it               unmap\n"
         );
         self.changes.write(&mut out, 3)?;
         out.push_str("\nfaults and worlds\n");

@@ -43,7 +43,7 @@ pub fn run(quick: bool, rounds: Option<u32>, kvm_flavour: &Path) -> Result<()> {
             progress.step(&format!("round {round}, 512 GiB{beside}"));
             let times = measure::large(&factory, LARGE, running)
                 .with_context(|| format!("512 GiB{beside}"))?;
-            report.changes(&format!("1 of 512 GiB{beside}"), times);
+            report.changes(&format!("512 GiB{beside}"), times);
         }
 
         progress.step(&format!("round {round}, faults"));
