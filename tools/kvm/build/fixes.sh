@@ -5,8 +5,8 @@
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/kbuild.sh"
 
-# What shows the fault that patches/NUMBER-* ends, as a line of guest-selftests. 0004 is not here: its fault needs a page that
-# the host ages in the moment between a vCPU's lookup and its fault.
+# The test of the fix patches/NUMBER-*. 0004 has none: its fault needs a page that the host ages in the moment between a vCPU's
+# lookup and its fault.
 declare -A TEST=(
 	[0001]=x86/first_shadow_root_test
 	[0002]=x86/prefault_obsolete_root_test
@@ -16,15 +16,7 @@ declare -A TEST=(
 	[0007]=x86/nested_ad_dirty_log_test
 )
 
-# modules NAME: KVM of the tree as it is, for guest-selftests to load by that name.
-modules() {
-	local dir=$WORK/kernel/$1
-	compile fixes 100 arch/x86/kvm/kvm{,-amd,-intel}.ko virt/lib/irqbypass.ko || die "KVM does not build $1"
-	mkdir -p "$dir"
-	find "$WORK/build/fixes" -name '*.ko' -exec cp {} "$dir/" \;
-}
-
-# verdict NAME TEST: of one run in a VM of its own.
+# verdict MODULES TEST: of one run, in a VM of its own.
 verdict() {
 	local out=$OUT/fixes log=$LOG/fixes
 	mkdir -p "$out"
@@ -42,24 +34,21 @@ verdict() {
 "$(dirname "$0")/selftests.sh" build
 lock
 copy_build c fixes
-trap '"$(dirname "$0")/tree.sh" build; rm -rf "$WORK"/kernel/{fixed,without-*}' EXIT
-pristine_tree
-fixes=()
-for number in "${!TEST[@]}" 0004; do
-	fixes+=("$(echo "$SRC/patches/$number"-*.patch)")
-done
-patch_tree "$WORK/tree" "${fixes[@]}"
-configure fixes base.config c.config
-modules fixed
+configure fixes {base,areas}.config c.config
+unfixed=$WORK/kernel/unfixed
+mkdir -p "$unfixed"
+trap 'rm -rf "$unfixed" "$WORK/tree.key"; "$(dirname "$0")/tree.sh" build' EXIT
 failed=0
 for number in $(printf '%s\n' "${!TEST[@]}" | sort); do
 	fix=$(echo "$SRC/patches/$number"-*.patch)
 	subject=$(git mailinfo /dev/null /dev/null <"$fix" | sed -n 's/^Subject: //p')
-	patch_tree "$WORK/tree" -R "$fix"
-	modules "without-$number"
-	patch_tree "$WORK/tree" "$fix"
-	with=$(verdict fixed "${TEST[$number]}")
-	without=$(verdict "without-$number" "${TEST[$number]}")
+	# Later patches have changed lines around it.
+	patch_tree "$WORK/tree" -C1 -R "$fix"
+	compile fixes 100 arch/x86/kvm/kvm{,-amd,-intel}.ko virt/lib/irqbypass.ko || die "KVM does not build without $number"
+	patch_tree "$WORK/tree" -C1 "$fix"
+	find "$WORK/build/fixes" -name '*.ko' -exec cp {} "$unfixed/" \;
+	with=$(verdict c "${TEST[$number]}")
+	without=$(verdict unfixed "${TEST[$number]}")
 	what="$number, ${TEST[$number]}: $with with it, $without without: $subject"
 	if [[ $with == pass && $without =~ ^(fail|timeout|complaint|death)$ ]]; then
 		result pass "$what"

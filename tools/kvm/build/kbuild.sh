@@ -50,15 +50,6 @@ compile() {
 	touch "$dir/.built"
 }
 
-# pristine_tree: takes the overlay out of $WORK/tree, until `tree.sh build` brings it back.
-pristine_tree() {
-	local f base=${KSRC:-$CACHE/pristine}
-	rm -f "$WORK/tree.key"
-	while read -r f; do
-		if [[ -e $base$f ]]; then cp "$base$f" "$WORK/tree$f"; else rm -f "$WORK/tree$f"; fi
-	done <"$WORK/tree/.kvm-memory-overlay"
-}
-
 # copy_build FROM NAME: a copy of a finished build is where one that differs in KVM only starts from.
 copy_build() {
 	[[ ! -d $WORK/build/$2 ]] || return 0

@@ -149,7 +149,10 @@ selftests() {
 # The commits pass through the tree that we build, and leave it as it was, in build directories that are there.
 if [[ ${BUILD:-} == 1 ]]; then
 	"$(dirname "$0")/kernel.sh" rust c
-	pristine_tree
+	rm -f "$WORK/tree.key"
+	while read -r f; do
+		if [[ -e $base/$f ]]; then cp "$base/$f" "$tree/$f"; else rm -f "$tree/$f"; fi
+	done <"$CACHE/series.files"
 	for mail in "$OUT"/series/0*[1-9]*-*.patch; do
 		at=${mail##*/} at=${at%%-*}
 		subject=$(git mailinfo /dev/null /dev/null <"$mail" | sed -n 's/^Subject: //p')
