@@ -75,8 +75,11 @@ impl State {
         devices: D,
     ) -> Result<Machine<D>> {
         let (vm, fd) = new_vm(kvm, &memory, true)?;
+        // Before the MSRs: when the one for the wall clock is written, KVM computes the time at
+        // which the VM's clock was 0, and writes that to the guest's memory.
+        self.vm.restore_clock(&vm)?;
         self.vcpu.restore(&fd)?;
-        self.vm.restore(&vm)?;
+        self.vm.restore_devices(&vm)?;
         let uart = uart(interrupt(&vm)?, output, Some(&self.uart.state()))?;
         Machine::start(memory, vm, Vcpu::new(fd, uart, devices))
     }
@@ -106,12 +109,15 @@ impl Vm {
         })
     }
 
-    fn restore(&self, vm: &VmFd) -> Result<()> {
+    fn restore_devices(&self, vm: &VmFd) -> Result<()> {
         for chip in &self.irqchips {
             vm.set_irqchip(chip).context("KVM_SET_IRQCHIP failed")?;
         }
-        vm.set_pit2(&self.pit).context("KVM_SET_PIT2 failed")?;
-        // The guest's clock goes on where it was; the pause is not seen in it.
+        vm.set_pit2(&self.pit).context("KVM_SET_PIT2 failed")
+    }
+
+    /// The guest's clock goes on where it was; the pause is not seen in it.
+    fn restore_clock(&self, vm: &VmFd) -> Result<()> {
         let clock = kvm_clock_data {
             clock: self.clock.clock,
             ..Default::default()
