@@ -11,7 +11,7 @@ use kvm_ioctls::VcpuFd;
 use linux_loader::{
     configurator::{linux::LinuxBootConfigurator, BootConfigurator, BootParams},
     loader::{
-        bootparam::{boot_e820_entry, boot_params},
+        bootparam::{boot_e820_entry, boot_params, setup_header},
         load_cmdline, BzImage, Cmdline, KernelLoader,
     },
 };
@@ -64,11 +64,10 @@ pub fn load(
         "the kernel has no 64-bit entry point"
     );
 
-    let initramfs_at = end
-        .checked_sub(initramfs.len() as u64)
-        .filter(|at| at.0 > loaded.kernel_end)
-        .context("the initramfs does not fit into the guest's memory")?
-        .mask(!0xfff);
+    let initramfs_at = runtime_end(&header, loaded.kernel_load.0)
+        .map(|runtime_end| runtime_end.max(loaded.kernel_end))
+        .and_then(|kernel_end| below(end.0, initramfs.len() as u64, kernel_end))
+        .context("the kernel and the initramfs do not fit into the guest's memory")?;
     memory
         .write_slice(initramfs, GuestAddress(initramfs_at))
         .context("cannot write the initramfs")?;
@@ -102,6 +101,25 @@ pub fn load(
         .context("cannot write the zero page")?;
     write_tables(memory).context("cannot write the GDT and the page tables")?;
     Ok(loaded.kernel_load.unchecked_add(ENTRY_64))
+}
+
+/// End (exclusive) of the memory that a kernel loaded at `load` uses before it looks at the memory
+/// map: it decompresses itself there.
+fn runtime_end(header: &setup_header, load: u64) -> Option<u64> {
+    let start = if header.relocatable_kernel != 0 {
+        load.max(header.pref_address)
+            .checked_next_multiple_of(header.kernel_alignment.into())?
+    } else {
+        header.pref_address
+    };
+    start.checked_add(header.init_size.into())
+}
+
+/// The highest page boundary from `start` on from which `len` bytes end at or below `end`.
+fn below(end: u64, len: u64, start: u64) -> Option<u64> {
+    end.checked_sub(len)
+        .map(|at| at & !0xfff)
+        .filter(|&at| at >= start)
 }
 
 /// A GDT with the segments of [`enter`], and page tables that map the first GiB to
@@ -208,5 +226,39 @@ mod tests {
     fn descriptors_are_those_of_linux() {
         assert_eq!(descriptor(&code_segment()), 0x00af_9b00_0000_ffff);
         assert_eq!(descriptor(&data_segment()), 0x00cf_9300_0000_ffff);
+    }
+
+    #[test]
+    fn a_kernel_runs_where_its_header_says() {
+        let header = setup_header {
+            relocatable_kernel: 1,
+            kernel_alignment: 0x20_0000,
+            pref_address: 0x100_0000,
+            init_size: 0x300_0000,
+            ..Default::default()
+        };
+        assert_eq!(runtime_end(&header, HIGH_START), Some(0x400_0000));
+        assert_eq!(runtime_end(&header, 0x110_0000), Some(0x420_0000));
+        assert_eq!(runtime_end(&header, u64::MAX), None);
+
+        let fixed = setup_header {
+            relocatable_kernel: 0,
+            ..header
+        };
+        assert_eq!(runtime_end(&fixed, 0x110_0000), Some(0x400_0000));
+        let unaligned = setup_header {
+            kernel_alignment: 0,
+            ..header
+        };
+        assert_eq!(runtime_end(&unaligned, HIGH_START), None);
+    }
+
+    #[test]
+    fn an_initramfs_is_above_the_kernel() {
+        assert_eq!(below(0x10_000, 0x1001, 0), Some(0xe000));
+        assert_eq!(below(0x10_000, 0x1001, 0xe000), Some(0xe000));
+        // It would only fit if it did not begin with a page.
+        assert_eq!(below(0x10_000, 0x1001, 0xe001), None);
+        assert_eq!(below(0x10_000, 0x10_001, 0), None);
     }
 }
