@@ -19,16 +19,10 @@ use core::{
 use kernel::{
     alloc::flags::__GFP_ZERO,
     bindings,
-    error::to_result,
     fmt,
+    new_mutex,
     prelude::*,
-    sync::atomic::{
-        Acquire,
-        AtomicFlag,
-        Full,
-        Release, //
-    },
-    types::Opaque, //
+    sync::Mutex, //
 };
 
 use crate::notifier::{
@@ -52,7 +46,8 @@ pub(crate) unsafe trait Shared: Send + Sync {
 pub(crate) fn available() -> bool {
     const HYPERVISOR: u32 = 1 << 31;
 
-    // SAFETY: All processors that 64-bit Linux runs on have CPUID and the leaf 1.
+    // SAFETY: All processors that 64-bit Linux runs on have CPUID. It takes any leaf, and writes to
+    // registers only.
     let leaf = |function| unsafe { __cpuid(function) };
     if leaf(1).ecx & HYPERVISOR == 0 {
         return false;
@@ -81,15 +76,10 @@ pub(crate) fn available() -> bool {
 pub(crate) struct Refusal(u8);
 
 impl Refusal {
-    /// Whether the area is none of the hypervisor's, so that its memory can be used otherwise.
-    fn not_registered(self) -> bool {
-        u32::from(self.0) == bindings::KVM_MEM_AREA_NOT_REGISTERED
-    }
-
-    /// Whether the descriptor does not say what has become of the command.
-    fn no_answer(self) -> bool {
-        u32::from(self.0) == bindings::KVM_MEM_AREA_NO_ANSWER
-    }
+    /// The area is none of the hypervisor's, so that its memory can be used otherwise.
+    const NOT_REGISTERED: Self = Self(bindings::KVM_MEM_AREA_NOT_REGISTERED as u8);
+    /// Nobody says what has become of the command.
+    const NO_ANSWER: Self = Self(bindings::KVM_MEM_AREA_NO_ANSWER as u8);
 }
 
 impl fmt::Display for Refusal {
@@ -158,21 +148,20 @@ impl<T: Shared> Area<T> {
         Self::register_on(0)
     }
 
-    /// Registers an area of zeroes for one processor, if the type is one of those that each
-    /// processor has its own area of.
+    /// Registers an area of zeroes for one processor, which stays online, if the type is one of
+    /// those that each processor has its own area of.
     pub(crate) fn register_on(cpu: u32) -> Result<Self, RegisterError> {
         let area = Area(KBox::pin_init(
             Notifier::new(Registration::new(cpu)),
             GFP_KERNEL,
         )?);
-        // SAFETY: This is the only call.
-        unsafe { area.0.register() }?;
+        area.0.register()?;
         Ok(area)
     }
 
     /// Whether the hypervisor has it: until the kernel goes down.
     pub(crate) fn registered(&self) -> bool {
-        self.0.registered.load(Acquire)
+        self.0.status.lock().phase == Phase::Registered
     }
 
     /// Its guest physical address.
@@ -194,27 +183,37 @@ impl<T: Shared> Deref for Area<T> {
 struct Page<T>(T);
 
 #[repr(C, align(32))]
-struct Descriptor(Opaque<bindings::kvm_memory_area>);
+struct Descriptor(bindings::kvm_memory_area);
+
+/// Whether the hypervisor has an area.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Free,
+    Registered,
+    /// It may have it: it has not said, or does not give it up.
+    Unknown,
+}
+
+/// What guest and hypervisor have told each other.
+struct Status {
+    descriptor: Descriptor,
+    phase: Phase,
+    /// The kernel has said that it goes down.
+    down: bool,
+}
 
 /// # Invariants
 ///
-/// - The hypervisor does not have the area if `forgotten` is set.
-/// - Whoever clears `registered` owns `descriptor`. Before it is set, `register` does.
+/// While `status` is not locked, the hypervisor does not have the area if the phase is
+/// [`Phase::Free`].
 #[pin_data(PinnedDrop)]
 struct Registration<T: Shared> {
-    descriptor: Descriptor,
     page: ManuallyDrop<KBox<Page<T>>>,
     cpu: u32,
-    registered: AtomicFlag,
-    forgotten: AtomicFlag,
-    /// The kernel is going down.
-    down: AtomicFlag,
+    /// Held during commands, so that a kernel that goes down waits for them.
+    #[pin]
+    status: Mutex<Status>,
 }
-
-// SAFETY: The hypervisor does not know which thread gives a command.
-unsafe impl<T: Shared> Send for Registration<T> {}
-// SAFETY: `descriptor` is used as its invariant says, everything else is `Sync`.
-unsafe impl<T: Shared> Sync for Registration<T> {}
 
 impl<T: Shared> Registration<T> {
     fn new(cpu: u32) -> impl PinInit<Self, Error> {
@@ -224,18 +223,19 @@ impl<T: Shared> Registration<T> {
             assert!(align_of::<Descriptor>() == bindings::KVM_MEM_AREA_DESC_ALIGN as usize);
             assert!(!core::mem::needs_drop::<T>());
         }
+        // INVARIANT: The hypervisor does not know of the area yet.
         try_pin_init!(Self {
-            descriptor: Descriptor(Opaque::new(bindings::kvm_memory_area::default())),
             page: {
                 let page = KBox::<Page<T>>::new_uninit(GFP_KERNEL | __GFP_ZERO)?;
                 // SAFETY: The memory is zeroed, which `Shared` says is a valid `T`.
                 ManuallyDrop::new(unsafe { page.assume_init() })
             },
             cpu,
-            registered: AtomicFlag::new(false),
-            // INVARIANT: The hypervisor does not know of the area yet.
-            forgotten: AtomicFlag::new(true),
-            down: AtomicFlag::new(false),
+            status <- new_mutex!(Status {
+                descriptor: Descriptor(bindings::kvm_memory_area::default()),
+                phase: Phase::Free,
+                down: false,
+            }),
         })
     }
 
@@ -245,102 +245,115 @@ impl<T: Shared> Registration<T> {
         unsafe { bindings::slow_virt_to_phys(page.cast_mut().cast()) }
     }
 
-    /// # Safety
+    /// Gives the area to the hypervisor, unless the kernel goes down.
     ///
-    /// Must be called once.
-    unsafe fn register(&self) -> Result<(), RegisterError> {
-        self.forgotten.store(false, Release);
-        // SAFETY: `registered` is not set, and nobody else calls this function.
-        let answer = unsafe { self.command(bindings::MSR_KVM_REGISTER_MEM_AREA) };
-        let (error, is_known) = match answer {
-            Ok(Ok(())) => {
-                self.registered.xchg(true, Full);
-                // Or the notification came before there was anything to unregister. Of the two
-                // exchanges the later one sees the other.
-                if self.down.xchg(false, Full) {
-                    self.unregister();
-                }
-                return Ok(());
-            }
-            Ok(Err(refusal)) => (RegisterError::Refused(refusal), !refusal.no_answer()),
-            // #GP also means that the answer had no place, after the command was carried out.
-            Err(e) => (RegisterError::Failed(e), false),
-        };
-        if is_known {
-            // INVARIANT: An area that is refused is not registered.
-            self.forgotten.store(true, Release);
-        } else {
-            // SAFETY: As above.
-            unsafe { self.take_back() };
+    /// A kernel that goes down notifies, then sets `system_state`, and stops the other processors
+    /// last. If the notification comes
+    ///
+    /// - before this function has the lock, `down` is set, and no command is given;
+    /// - while it has the lock, the notification waits, and then takes the area back;
+    /// - never, because the list was notified before the area was on it, then `system_state` is
+    ///   set next. It is found set before the command, or after it.
+    ///
+    /// One order is left: the first look at `system_state` falls between the last notification and
+    /// the store right after it, and so does the second one, or it never comes. Syscore operations
+    /// would rule that out, because they are called after the store, but have no binding.
+    fn register(&self) -> Result<(), RegisterError> {
+        let mut status = self.status.lock();
+        if status.down || going_down() {
+            return Err(ESHUTDOWN.into());
         }
-        Err(error)
+        status.phase = Phase::Unknown;
+        let answer = self.command(&mut status, bindings::MSR_KVM_REGISTER_MEM_AREA);
+        match answer {
+            Ok(()) if going_down() => {
+                self.take_back(&mut status)?;
+                return Err(ESHUTDOWN.into());
+            }
+            Ok(()) => status.phase = Phase::Registered,
+            // It may have been carried out. An area that is given up again is as good as refused.
+            Err(Refusal::NO_ANSWER) => self.take_back(&mut status)?,
+            // INVARIANT: An area that is refused is not registered.
+            Err(_) => status.phase = Phase::Free,
+        }
+        answer.map_err(RegisterError::Refused)
     }
 
     /// Ends the registration, if there is one.
-    fn unregister(&self) {
-        if !self.registered.xchg(false, Full) {
-            return;
+    fn unregister(&self, status: &mut Status) {
+        if status.phase == Phase::Registered {
+            // A failure has been logged, and the phase says what it means for the memory.
+            let _ = self.take_back(status);
         }
-        // SAFETY: The exchange has made us the owner of the descriptor.
-        unsafe { self.take_back() };
     }
 
     /// Has the hypervisor forget the area, whether it has it or not.
-    ///
-    /// # Safety
-    ///
-    /// The caller must own `descriptor`.
-    unsafe fn take_back(&self) {
-        // SAFETY: By the caller's contract.
-        match unsafe { self.command(bindings::MSR_KVM_UNREGISTER_MEM_AREA) } {
-            Ok(Ok(())) => self.forgotten.store(true, Release),
-            Ok(Err(refusal)) if refusal.not_registered() => self.forgotten.store(true, Release),
-            Ok(Err(refusal)) => pr_warn!("area {:#x} stays registered: {refusal}\n", T::TYPE),
-            Err(e) => pr_warn!("area {:#x} stays registered: {e:?}\n", T::TYPE),
+    fn take_back(&self, status: &mut Status) -> Result {
+        match self.command(status, bindings::MSR_KVM_UNREGISTER_MEM_AREA) {
+            Ok(()) | Err(Refusal::NOT_REGISTERED) => {
+                // INVARIANT: The hypervisor has just said so.
+                status.phase = Phase::Free;
+                Ok(())
+            }
+            Err(refusal) => {
+                pr_warn!("area {:#x} stays registered: {refusal}\n", T::TYPE);
+                status.phase = Phase::Unknown;
+                Err(EIO)
+            }
         }
     }
 
-    /// Gives the hypervisor a command and returns its answer; an error if it does not take
-    /// commands.
-    ///
-    /// # Safety
-    ///
-    /// The caller must own `descriptor`.
-    unsafe fn command(&self, msr: u32) -> Result<Result<(), Refusal>> {
-        let descriptor = self.descriptor.0.get();
-        // SAFETY: The caller owns the descriptor. The hypervisor reads and writes it during the
-        // WRMSR only, and these accesses are volatile.
-        unsafe {
+    /// Gives the hypervisor a command and returns its answer.
+    fn command(&self, status: &mut Status, msr: u32) -> Result<(), Refusal> {
+        let descriptor = &raw mut status.descriptor.0;
+        // SAFETY: The pointer is that of a mutable reference. The hypervisor reads and writes the
+        // descriptor during the WRMSR only, and these accesses are volatile.
+        let answer = unsafe {
             descriptor.write_volatile(bindings::kvm_memory_area {
                 base: self.gpa(),
                 size: size_of::<T>() as u32,
                 type_: T::TYPE,
-                result: bindings::KVM_MEM_AREA_NO_ANSWER as u8,
+                result: Refusal::NO_ANSWER.0,
                 pad: [0; 7],
             });
             let gpa = bindings::slow_virt_to_phys(descriptor.cast());
-            to_result(bindings::wrmsrq_safe_on_cpu(self.cpu, msr, gpa))?;
-            Ok(match (&raw const (*descriptor).result).read_volatile() {
-                0 => Ok(()),
-                result => Err(Refusal(result)),
-            })
+            // #GP also means that the answer had no place, after the command was carried out.
+            match bindings::wrmsrq_safe_on_cpu(self.cpu, msr, gpa) {
+                0 => (&raw const (*descriptor).result).read_volatile(),
+                _ => Refusal::NO_ANSWER.0,
+            }
+        };
+        match answer {
+            0 => Ok(()),
+            refusal => Err(Refusal(refusal)),
         }
     }
 }
 
+/// Whether the kernel is past the notifications on its way down.
+fn going_down() -> bool {
+    // SAFETY: It is an integer of the kernel's, which any processor may read at any time.
+    let state = unsafe { (&raw const bindings::system_state).read_volatile() };
+    state > bindings::system_states_SYSTEM_RUNNING
+}
+
 impl<T: Shared> Notified<Reboot> for Registration<T> {
     fn notify(&self, _data: Option<NonNull<c_void>>) {
-        self.down.xchg(true, Full);
-        self.unregister();
+        let mut status = self.status.lock();
+        status.down = true;
+        self.unregister(&mut status);
     }
 }
 
 #[pinned_drop]
 impl<T: Shared> PinnedDrop for Registration<T> {
     fn drop(self: Pin<&mut Self>) {
-        self.unregister();
+        let mut status = self.status.lock();
+        self.unregister(&mut status);
+        let is_free = status.phase == Phase::Free;
+        drop(status);
         // The hypervisor may write to an area that it has not given up. Its memory is lost.
-        if self.forgotten.load(Acquire) {
+        if is_free {
             // SAFETY: Nothing uses the field after this.
             unsafe { ManuallyDrop::drop(self.project().page) };
         }
