@@ -42,14 +42,14 @@ pub(crate) unsafe trait Shared: Send + Sync {
     const TYPE: u32;
 }
 
-/// Whether the hypervisor has areas.
+/// Whether the hypervisor has areas, and can read what is in them.
 pub(crate) fn available() -> bool {
     const HYPERVISOR: u32 = 1 << 31;
 
     // SAFETY: All processors that 64-bit Linux runs on have CPUID. It takes any leaf, and writes to
     // registers only.
     let leaf = |function| unsafe { __cpuid(function) };
-    if leaf(1).ecx & HYPERVISOR == 0 {
+    if is_encrypted() || leaf(1).ecx & HYPERVISOR == 0 {
         return false;
     }
     // The leaves of other interfaces that the hypervisor has may come first.
@@ -69,6 +69,19 @@ pub(crate) fn available() -> bool {
             (last == 0 || last >= features)
                 && leaf(features).eax & (1 << bindings::KVM_FEATURE_MEM_AREA) != 0
         })
+}
+
+/// Whether the hypervisor cannot read the guest's memory unless the guest decrypts it first.
+#[cfg(CONFIG_ARCH_HAS_CC_PLATFORM)]
+fn is_encrypted() -> bool {
+    // SAFETY: It may be called anywhere.
+    unsafe { bindings::cc_platform_has(bindings::cc_attr_CC_ATTR_GUEST_MEM_ENCRYPT) }
+}
+
+/// A kernel that cannot run in encrypted memory.
+#[cfg(not(CONFIG_ARCH_HAS_CC_PLATFORM))]
+fn is_encrypted() -> bool {
+    false
 }
 
 /// The hypervisor's answer to a command, if it is not that the command has been carried out.

@@ -92,7 +92,7 @@ struct Module {
 impl kernel::Module for Module {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         if !area::available() {
-            pr_info!("the hypervisor has no memory areas: nothing is shared\n");
+            pr_info!("there are no memory areas: nothing is shared\n");
             return Ok(Module { _state: None });
         }
         let state = Scope::dir(State::new(), c"kvm_areas", |state, dir| {
