@@ -41,12 +41,13 @@ pub(crate) enum Reboot {}
 // SAFETY: Unregistering takes the chain's semaphore, which calls of the block hold.
 unsafe impl Chain for Reboot {
     unsafe fn register(block: *mut bindings::notifier_block) -> c_int {
-        // SAFETY: By the caller's contract.
+        // SAFETY: The caller guarantees that `block` is initialised and stays where it is until it
+        // is unregistered.
         unsafe { bindings::register_reboot_notifier(block) }
     }
 
     unsafe fn unregister(block: *mut bindings::notifier_block) {
-        // SAFETY: By the caller's contract.
+        // SAFETY: The caller guarantees that `block` is on the list.
         unsafe { bindings::unregister_reboot_notifier(block) };
     }
 }
@@ -58,13 +59,14 @@ pub(crate) enum Panic {}
 unsafe impl Chain for Panic {
     unsafe fn register(block: *mut bindings::notifier_block) -> c_int {
         let chain = &raw mut bindings::panic_notifier_list;
-        // SAFETY: The list is static; the rest by the caller's contract.
+        // SAFETY: The list is static. The caller guarantees that `block` is initialised and stays
+        // where it is until it is unregistered.
         unsafe { bindings::atomic_notifier_chain_register(chain, block) }
     }
 
     unsafe fn unregister(block: *mut bindings::notifier_block) {
         let chain = &raw mut bindings::panic_notifier_list;
-        // SAFETY: The list is static; the rest by the caller's contract.
+        // SAFETY: The list is static. The caller guarantees that `block` is on it.
         unsafe { bindings::atomic_notifier_chain_unregister(chain, block) };
     }
 }
@@ -91,7 +93,8 @@ pub(crate) struct Notifier<C: Chain, T: Notified<C>> {
 
 // SAFETY: `block` is the kernel's, and any thread may take it off the list.
 unsafe impl<C: Chain, T: Notified<C> + Send> Send for Notifier<C, T> {}
-// SAFETY: As above; there is no access to `block` by a reference.
+// SAFETY: A shared reference gives access to `value` only, which is `Sync`: `block` is the kernel's,
+// and nothing refers to it.
 unsafe impl<C: Chain, T: Notified<C> + Sync> Sync for Notifier<C, T> {}
 
 impl<C: Chain, T: Notified<C>> Notifier<C, T> {
@@ -123,8 +126,8 @@ impl<C: Chain, T: Notified<C>> Notifier<C, T> {
         _event: c_ulong,
         data: *mut c_void,
     ) -> c_int {
-        // SAFETY: By the caller's contract. `value` precedes the registration, and a drop ends the
-        // registration first.
+        // SAFETY: The caller guarantees that `block` is that of a `Self` on the list. `value` was
+        // initialised before the block was registered, and a drop unregisters the block first.
         let value = unsafe {
             let this = kernel::container_of!(Opaque::cast_from(block), Self, block);
             &(*this).value
@@ -137,7 +140,7 @@ impl<C: Chain, T: Notified<C>> Notifier<C, T> {
 #[pinned_drop]
 impl<C: Chain, T: Notified<C>> PinnedDrop for Notifier<C, T> {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type's invariants.
+        // SAFETY: By the type's invariants, `block` is on the list.
         unsafe { C::unregister(self.block.get()) };
     }
 }

@@ -69,7 +69,8 @@ struct Console {
 
 // SAFETY: `console` is the kernel's, and any thread may take it off the list.
 unsafe impl Send for Console {}
-// SAFETY: As above; there is no access to `console` by a reference.
+// SAFETY: A shared reference gives access to `area` only, which is `Sync`: `console` is the kernel's,
+// and nothing refers to it.
 unsafe impl Sync for Console {}
 
 impl Console {
@@ -105,13 +106,14 @@ impl Console {
     ///
     /// `console` must be that of a `Self` that is registered, and `text` have `len` bytes.
     unsafe extern "C" fn write(console: *mut bindings::console, text: *const c_char, len: c_uint) {
-        // SAFETY: By the caller's contract. `area` precedes the registration, and a drop ends the
-        // registration first.
+        // SAFETY: The caller guarantees that `console` is that of a `Self` that is registered. `area`
+        // was initialised before the console was registered, and a drop unregisters the console
+        // first.
         let area = unsafe {
             let this = kernel::container_of!(Opaque::cast_from(console), Self, console);
             &*(*this).area
         };
-        // SAFETY: By the caller's contract.
+        // SAFETY: The caller guarantees that `text` has `len` bytes.
         let text = unsafe { core::slice::from_raw_parts(text.cast::<i8>(), len as usize) };
         let mut logged = area.logged.load(Relaxed);
         for &byte in text {
@@ -147,7 +149,7 @@ impl Notified<Panic> for Console {
 #[pinned_drop]
 impl PinnedDrop for Console {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type's invariants.
+        // SAFETY: By the type's invariants, `console` is registered.
         unsafe { bindings::unregister_console(self.console.get()) };
     }
 }
