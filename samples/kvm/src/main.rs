@@ -90,7 +90,7 @@ enum Command {
         /// Take less time for each part.
         #[arg(long, conflicts_with = "torture")]
         quick: bool,
-        /// Load and unload the guest's module so often under each of several VMMs
+        /// Load and unload the guest's module CYCLES times under each of several VMMs
         /// instead.
         #[arg(long, value_name = "CYCLES")]
         torture: Option<u32>,

@@ -27,9 +27,9 @@ pub(crate) struct Heartbeat<U64> {
     pub(crate) task_time: U64,
 }
 
-/// Of the guest's last messages, so many bytes are kept.
+/// Number of bytes of the guest's last messages that are kept.
 pub(crate) const LOG_SIZE: usize = 3072;
-/// Of the reason for a panic, so many bytes are kept.
+/// Number of bytes of the reason for a panic that are kept.
 pub(crate) const REASON_SIZE: usize = 256;
 
 /// [`Record::state`] after a panic.

@@ -8,7 +8,7 @@ use kvm_ioctls::Kvm;
 
 use crate::gmap::{experiment, report};
 
-/// Runs so many workers, each of which visits so many segments so many times, prints
+/// Runs `workers` workers, each of which visits `segments` segments `passes` times, prints
 /// the table, and draws the chart if `svg` is given. Fails if a worker's result or
 /// what the monitor has seen is wrong.
 pub fn run(kvm: &Kvm, workers: u64, segments: u64, passes: u64, svg: Option<&Path>) -> Result<()> {

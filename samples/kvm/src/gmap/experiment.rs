@@ -36,7 +36,7 @@ pub struct Outcome {
     pub is_right: bool,
 }
 
-/// Runs so many workers, each of which visits so many segments so many times, and a
+/// Runs `workers` workers, each of which visits `segments` segments `passes` times, and a
 /// monitor. Returns the outcome of each worker, and what the monitor has read.
 pub fn run(
     kvm: &Kvm,

@@ -32,7 +32,7 @@ pub struct Requests {
     segments: u64,
 }
 
-/// A pager for workers of so many segments each.
+/// A pager for workers of `segments` segments each.
 pub fn pager(segments: u64) -> (Pager, Requests) {
     let (sender, queue) = mpsc::channel();
     (Pager(sender), Requests { queue, segments })
