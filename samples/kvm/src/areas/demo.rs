@@ -56,25 +56,25 @@ pub fn run(kvm: &Kvm, files: &Files, quick: bool, svg: Option<&Path>) -> Result<
     };
 
     eprintln!("booting Linux ...");
-    let mut guest = Guest::boot(kvm, files, files.initramfs()?, true)?;
+    let guest = Guest::boot(kvm, files, files.initramfs()?, true)?;
 
     eprintln!("counting exits ...");
-    let idle = count(&mut guest, "no heartbeat", times.count)?;
-    load(&mut guest, &format!("mmio_watchdog={WATCHDOG:#x}"))?;
-    let watchdog = count(&mut guest, "MMIO watchdog", times.count)?;
-    unload(&mut guest)?;
-    load(&mut guest, "steal=1")?;
-    let area = count(&mut guest, "memory area", times.count)?;
+    let idle = count(&guest, "no heartbeat", times.count)?;
+    load(&guest, &format!("mmio_watchdog={WATCHDOG:#x}"))?;
+    let watchdog = count(&guest, "MMIO watchdog", times.count)?;
+    unload(&guest)?;
+    load(&guest, "steal=1")?;
+    let area = count(&guest, "memory area", times.count)?;
 
     eprintln!("taking processors from the guest ...");
-    let steal = steal(&mut guest, times.hang)?;
+    let steal = steal(&guest, times.hang)?;
 
     eprintln!("hanging ...");
     let mut watch = Watch::since(Duration::ZERO);
     watch_for(&mut watch, &guest, times.watch)?;
     let hangs = vec![
-        hang(&mut watch, &mut guest, "tasks", &times)?,
-        hang(&mut watch, &mut guest, "interrupts", &times)?,
+        hang(&mut watch, &guest, "tasks", &times)?,
+        hang(&mut watch, &guest, "interrupts", &times)?,
     ];
 
     let state = guest.run(&format!("cat {STATE}"))?;
@@ -109,7 +109,7 @@ pub fn run(kvm: &Kvm, files: &Files, quick: bool, svg: Option<&Path>) -> Result<
     report.check(before)
 }
 
-fn load(guest: &mut Guest, params: &str) -> Result<()> {
+fn load(guest: &Guest, params: &str) -> Result<()> {
     guest.run(&format!("insmod /kvm_areas.ko period_ms={PERIOD} {params}"))?;
     ensure!(
         guest.served.beats(guest.machine.memory())?.is_some(),
@@ -119,7 +119,7 @@ fn load(guest: &mut Guest, params: &str) -> Result<()> {
     Ok(())
 }
 
-fn unload(guest: &mut Guest) -> Result<()> {
+fn unload(guest: &Guest) -> Result<()> {
     guest.run("rmmod kvm_areas")?;
     ensure!(
         guest.served.bases().is_empty(),
@@ -130,7 +130,7 @@ fn unload(guest: &mut Guest) -> Result<()> {
 }
 
 /// Counts the exits of an idle guest.
-fn count(guest: &mut Guest, what: &'static str, time: Duration) -> Result<Cost> {
+fn count(guest: &Guest, what: &'static str, time: Duration) -> Result<Cost> {
     let read = |guest: &Guest| -> Result<(u64, u64, u64)> {
         let beats = guest.served.beats(guest.machine.memory())?;
         let (exits, mmio_exits) = guest.machine.exits()?;
@@ -155,7 +155,7 @@ fn watch_for(watch: &mut Watch, guest: &Guest, time: Duration) -> Result<()> {
 }
 
 /// Lets the guest hang, and watches it.
-fn hang(watch: &mut Watch, guest: &mut Guest, what: &'static str, times: &Times) -> Result<Hang> {
+fn hang(watch: &mut Watch, guest: &Guest, what: &'static str, times: &Times) -> Result<Hang> {
     let command = format!(
         "echo {what} {} >/sys/kernel/debug/kvm_areas/hang",
         times.hang.as_millis()
@@ -178,7 +178,7 @@ fn hang(watch: &mut Watch, guest: &mut Guest, what: &'static str, times: &Times)
 
 /// Keeps the host's processors busy, and returns the time that the guest has not had,
 /// as KVM says it in the area.
-fn steal(guest: &mut Guest, time: Duration) -> Result<Duration> {
+fn steal(guest: &Guest, time: Duration) -> Result<Duration> {
     let before = stolen(guest)?;
     let stop = AtomicBool::new(false);
     let processors = thread::available_parallelism()?.get();
@@ -201,7 +201,7 @@ fn steal(guest: &mut Guest, time: Duration) -> Result<Duration> {
     Ok(stolen(guest)?.saturating_sub(before))
 }
 
-fn stolen(guest: &mut Guest) -> Result<Duration> {
+fn stolen(guest: &Guest) -> Result<Duration> {
     let text = guest.run(&format!("sed -n 's/^  \\([0-9]*\\) ns$/\\1/p' {STATE}"))?;
     let nanoseconds = text
         .trim()

@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 use clap::Args;
 use kvm_ioctls::Kvm;
 use kvm_memory_uapi::{Answer, Request};
@@ -83,8 +83,6 @@ impl Devices for Board {
 pub struct Guest {
     pub machine: Machine<Board>,
     pub served: Served,
-    /// Where in the console's output the answer to the last command begins.
-    seen: usize,
 }
 
 impl Guest {
@@ -99,29 +97,25 @@ impl Guest {
         };
         let board = Board::default();
         let served = board.served.clone();
-        let machine = Machine::boot(kvm, boot, Output::new(false), board)?;
-        let mut guest = Guest::running(machine, served);
+        let machine = Machine::boot(kvm, boot, Output::default(), board)?;
+        let guest = Guest::running(machine, served);
         guest.booted()?;
         Ok(guest)
     }
 
     /// Waits until Linux has booted to the shell, for the first time or again.
-    pub fn booted(&mut self) -> Result<()> {
+    pub fn booted(&self) -> Result<()> {
         self.wait_for(PROMPT).context("the guest does not boot")?;
         Ok(())
     }
 
     /// A guest that has been booted already.
     pub fn running(machine: Machine<Board>, served: Served) -> Guest {
-        Guest {
-            machine,
-            served,
-            seen: 0,
-        }
+        Guest { machine, served }
     }
 
     /// Has the guest execute a command, and returns what that has printed.
-    pub fn run(&mut self, command: &str) -> Result<String> {
+    pub fn run(&self, command: &str) -> Result<String> {
         self.begin(command)?;
         self.finish(command)
     }
@@ -132,7 +126,7 @@ impl Guest {
     }
 
     /// Waits until a command that was begun has ended.
-    pub fn finish(&mut self, command: &str) -> Result<String> {
+    pub fn finish(&self, command: &str) -> Result<String> {
         let printed = self.wait_for("status ")?;
         let status = self.wait_for("\n")?;
         self.wait_for(PROMPT)?;
@@ -145,16 +139,13 @@ impl Guest {
     }
 
     /// Waits for `text` on the console, and returns what precedes it.
-    fn wait_for(&mut self, text: &str) -> Result<String> {
-        match self.machine.output().wait_for(text, self.seen, PATIENCE) {
-            Some((before, end)) => {
-                self.seen = end;
-                Ok(before)
-            }
-            None => bail!(
+    fn wait_for(&self, text: &str) -> Result<String> {
+        let output = self.machine.output();
+        output.wait_for(text, PATIENCE).with_context(|| {
+            format!(
                 "the guest did not write {text:?} in {PATIENCE:?}, but:\n{}",
-                self.machine.output().text()
-            ),
-        }
+                output.text()
+            )
+        })
     }
 }

@@ -16,7 +16,10 @@ use kvm_memory_uapi::{Answer, Area, Request};
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::areas::layout::{self, Heartbeat, Pressure, Record, LOG_SIZE, REASON_SIZE};
+use crate::{
+    areas::layout::{self, Heartbeat, Pressure, Record, LOG_SIZE, REASON_SIZE},
+    linux::console::printable,
+};
 
 /// The base of each area that is registered, by its type.
 pub type Bases = BTreeMap<u32, u64>;
@@ -226,14 +229,6 @@ fn unrolled(ring: &[u8], written: u64) -> Vec<u8> {
     let mut bytes = ring.to_vec();
     bytes.rotate_left((written % len) as usize);
     bytes
-}
-
-/// What a guest has written, for a terminal: no escape sequences.
-fn printable(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes)
-        .chars()
-        .filter(|&c| c == '\n' || !c.is_control())
-        .collect()
 }
 
 /// Counters of a heartbeat.

@@ -29,15 +29,15 @@ pub fn run(kvm: &Kvm, files: &Files, cycles: u32) -> Result<()> {
     register_kick()?;
 
     eprintln!("a guest without areas ...");
-    let mut guest = Guest::boot(kvm, files, files.initramfs()?, false)?;
-    cycle(&mut guest, cycles, "nothing is shared", 0)?;
+    let guest = Guest::boot(kvm, files, files.initramfs()?, false)?;
+    cycle(&guest, cycles, "nothing is shared", 0)?;
     end(guest)?;
 
     let mut initramfs = files.initramfs()?;
     initramfs.host_program(Path::new(KEXEC))?;
     initramfs.host_file(NEXT_KERNEL, &files.kernel)?;
     initramfs.file(NEXT_INITRAMFS, &files.initramfs()?.finish()?)?;
-    let mut guest = Guest::boot(kvm, files, initramfs, true)?;
+    let guest = Guest::boot(kvm, files, initramfs, true)?;
     for (refused, message) in [
         (vec![], ""),
         (
@@ -54,7 +54,7 @@ pub fn run(kvm: &Kvm, files: &Files, cycles: u32) -> Result<()> {
         eprintln!("a VMM that refuses {refused:x?} ...");
         let areas = 3 - refused.len();
         guest.served.refuse(refused);
-        cycle(&mut guest, cycles, message, areas)?;
+        cycle(&guest, cycles, message, areas)?;
     }
 
     guest.served.refuse(vec![]);
@@ -69,7 +69,7 @@ pub fn run(kvm: &Kvm, files: &Files, cycles: u32) -> Result<()> {
                 guest.served.bases()
             );
         }
-        complaints(&mut guest)?;
+        complaints(&guest)?;
     }
     guest.served.lose(vec![]);
 
@@ -95,7 +95,7 @@ pub fn run(kvm: &Kvm, files: &Files, cycles: u32) -> Result<()> {
     );
 
     eprintln!("a kexec with areas ...");
-    register(&mut guest)?;
+    register(&guest)?;
     guest.run(&format!(
         "{KEXEC} -c -l /{NEXT_KERNEL} --initrd=/{NEXT_INITRAMFS} --reuse-cmdline"
     ))?;
@@ -104,7 +104,7 @@ pub fn run(kvm: &Kvm, files: &Files, cycles: u32) -> Result<()> {
     nothing_is_left(&guest.served)?;
 
     eprintln!("a reboot with areas ...");
-    register(&mut guest)?;
+    register(&guest)?;
     let served = guest.served.clone();
     guest.begin("reboot -f")?;
     let stopped = guest.machine.wait(PATIENCE)?;
@@ -116,7 +116,7 @@ pub fn run(kvm: &Kvm, files: &Files, cycles: u32) -> Result<()> {
     nothing_is_left(&served)
 }
 
-fn register(guest: &mut Guest) -> Result<()> {
+fn register(guest: &Guest) -> Result<()> {
     guest.run("insmod /kvm_areas.ko")?;
     ensure!(guest.served.bases().len() == 3, "areas are missing");
     complaints(guest)
@@ -131,7 +131,7 @@ fn nothing_is_left(served: &Served) -> Result<()> {
     Ok(())
 }
 
-fn cycle(guest: &mut Guest, cycles: u32, message: &str, areas: usize) -> Result<()> {
+fn cycle(guest: &Guest, cycles: u32, message: &str, areas: usize) -> Result<()> {
     guest.run("dmesg -c >/dev/null")?;
     for _ in 0..cycles {
         guest.run("insmod /kvm_areas.ko period_ms=1")?;
@@ -150,7 +150,7 @@ fn cycle(guest: &mut Guest, cycles: u32, message: &str, areas: usize) -> Result<
     complaints(guest)
 }
 
-fn complaints(guest: &mut Guest) -> Result<()> {
+fn complaints(guest: &Guest) -> Result<()> {
     let found = guest.run(&format!("dmesg | grep -E '{COMPLAINTS}' || :"))?;
     ensure!(
         found.trim().is_empty(),

@@ -104,7 +104,7 @@ pub fn receive(kvm: &Kvm, fd: RawFd) -> Result<()> {
     };
     let machine = handover
         .machine
-        .resume(kvm, memory, Output::new(false), board)?;
+        .resume(kvm, memory, Output::default(), board)?;
     let guest = Guest::running(machine, served.clone());
 
     watch.watch(&served, guest.machine.memory(), handover.watch)?;

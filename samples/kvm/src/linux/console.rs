@@ -2,6 +2,7 @@
 //! The guest's serial console.
 
 use std::{
+    collections::VecDeque,
     io::{self, Write},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -36,71 +37,122 @@ impl Trigger for Interrupt {
     }
 }
 
-/// Of what the guest writes, so much is kept: it can write for ever.
+/// Number of bytes that are kept of what nobody has waited for: the guest can write for ever.
 const KEPT: usize = 1 << 20;
 
-/// What the guest has written to its console so far.
-#[derive(Clone)]
-pub struct Output {
-    shared: Arc<(Mutex<Vec<u8>>, Condvar)>,
-    echo: bool,
+/// What the guest has written to its console, and nobody has waited for yet. What is read of it is
+/// [`printable`].
+#[derive(Clone, Default)]
+pub struct Output(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    written: Mutex<VecDeque<u8>>,
+    grown: Condvar,
 }
 
 impl Output {
-    /// With `echo`, what the guest writes also goes to standard output.
-    pub fn new(echo: bool) -> Output {
-        Output {
-            shared: Arc::default(),
-            echo,
-        }
-    }
-
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.lock()).into_owned()
+        printable(self.lock().make_contiguous())
     }
 
-    /// Waits until the guest has written `text` after the first `from` bytes. Returns
-    /// what precedes it there, and the number of bytes up to its end.
-    pub fn wait_for(&self, text: &str, from: usize, timeout: Duration) -> Option<(String, usize)> {
+    /// Waits until the guest has written `text`. Returns what precedes it, and drops both.
+    pub fn wait_for(&self, text: &str, timeout: Duration) -> Option<String> {
         let deadline = Instant::now() + timeout;
         let mut written = self.lock();
         loop {
-            let new = written.get(from..).unwrap_or_default();
-            if let Some(at) = new.windows(text.len()).position(|w| w == text.as_bytes()) {
-                let before = String::from_utf8_lossy(&new[..at]).into_owned();
-                return Some((before, from + at + text.len()));
+            let bytes = written.make_contiguous();
+            if let Some(at) = bytes.windows(text.len()).position(|w| w == text.as_bytes()) {
+                let before = printable(&bytes[..at]);
+                written.drain(..at + text.len());
+                return Some(before);
             }
             let left = deadline.checked_duration_since(Instant::now())?;
             (written, _) = self
-                .shared
-                .1
+                .0
+                .grown
                 .wait_timeout(written, left)
                 .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-        // An append cannot be left unfinished by a panic.
-        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, VecDeque<u8>> {
+        // No panic can leave a change unfinished.
+        self.0
+            .written
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.echo {
-            let mut out = io::stdout().lock();
-            out.write_all(bytes)?;
-            out.flush()?;
-        }
         let mut written = self.lock();
-        let room = KEPT.saturating_sub(written.len());
-        written.extend_from_slice(&bytes[..room.min(bytes.len())]);
+        written.extend(bytes);
+        let excess = written.len().saturating_sub(KEPT);
+        written.drain(..excess);
         drop(written);
-        self.shared.1.notify_all();
+        self.0.grown.notify_all();
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a guest has written, for a terminal: no escape sequences.
+pub fn printable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes)
+        .chars()
+        .filter(|&c| c == '\n' || !c.is_control())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Does not wait.
+    fn next(output: &Output, text: &str) -> Option<String> {
+        output.wait_for(text, Duration::ZERO)
+    }
+
+    #[test]
+    fn what_was_waited_for_is_gone() -> io::Result<()> {
+        let mut output = Output::default();
+        output.write_all(b"one\ntwo\nthr")?;
+        assert_eq!(next(&output, "\n"), Some("one".to_owned()));
+        assert_eq!(next(&output, "\n"), Some("two".to_owned()));
+        assert_eq!(next(&output, "\n"), None);
+        output.write_all(b"ee\n")?;
+        assert_eq!(output.text(), "three\n");
+        assert_eq!(next(&output, "\n"), Some("three".to_owned()));
+        assert_eq!(output.text(), "");
+        Ok(())
+    }
+
+    #[test]
+    fn the_last_bytes_are_kept() -> io::Result<()> {
+        let mut output = Output::default();
+        output.write_all(b"first")?;
+        for _ in 0..3 {
+            output.write_all(&[b'.'; KEPT / 2])?;
+        }
+        output.write_all(b"last")?;
+        let text = output.text();
+        assert_eq!(text.len(), KEPT);
+        assert!(text.ends_with(".last") && !text.contains("first"));
+        assert_eq!(next(&output, "last").map(|text| text.len()), Some(KEPT - 4));
+        Ok(())
+    }
+
+    #[test]
+    fn no_escape_sequence_gets_out() -> io::Result<()> {
+        let mut output = Output::default();
+        output.write_all(b"\x1b[2J\xc2\x9b1mred\x07\r\n\xffdone")?;
+        assert_eq!(output.text(), "[2J1mred\n\u{fffd}done");
+        assert_eq!(next(&output, "done"), Some("[2J1mred\n\u{fffd}".to_owned()));
         Ok(())
     }
 }
