@@ -32,8 +32,8 @@ pub struct Served(Arc<Mutex<Areas>>);
 #[derive(Default)]
 struct Areas {
     bases: Bases,
-    /// Types that the guest may not have.
-    refused: Vec<u32>,
+    /// The answer about types that the guest may not have.
+    refused: BTreeMap<u32, Answer>,
     /// Types that the guest gets, but is not told so.
     lost: Vec<u32>,
 }
@@ -51,9 +51,9 @@ impl Served {
         self.lock().bases.clone()
     }
 
-    /// Refuses these types from now on.
-    pub fn refuse(&self, types: Vec<u32>) {
-        self.lock().refused = types;
+    /// Refuses these types, and no others, by this answer from now on.
+    pub fn refuse(&self, types: &[u32], answer: Answer) {
+        self.lock().refused = types.iter().map(|&kind| (kind, answer)).collect();
     }
 
     /// Loses the answer when such a type is registered, from now on: as where the descriptor's
@@ -86,8 +86,8 @@ impl Served {
             return Answer::BadAlignment;
         }
         let mut areas = self.lock();
-        if areas.refused.contains(&area.kind) {
-            return Answer::Denied;
+        if let Some(&refusal) = areas.refused.get(&area.kind) {
+            return refusal;
         }
         areas.bases.insert(area.kind, area.guest_phys_addr);
         if areas.lost.contains(&area.kind) {
@@ -292,6 +292,21 @@ mod tests {
         assert_eq!(register(0x1000), Answer::Done);
         assert_eq!(served.answer(Request::UnregisterAll), Answer::Done);
         assert_eq!(served.bases(), Bases::new());
+    }
+
+    #[test]
+    fn types_are_refused_until_others_are() {
+        let served = Served::default();
+        let heartbeat = area(layout::HEARTBEAT, 0x1000, size_of::<Heartbeat<u64>>());
+        for (refused, answer) in [
+            (&[layout::HEARTBEAT][..], Answer::Denied),
+            (&[layout::HEARTBEAT], Answer::Fault),
+            (&[layout::RECORD], Answer::Done),
+        ] {
+            served.refuse(refused, answer);
+            assert_eq!(served.answer(Request::Register(heartbeat)), answer);
+        }
+        assert_eq!(served.bases(), [(layout::HEARTBEAT, 0x1000)].into());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{ensure, Result};
 use kvm_ioctls::Kvm;
+use kvm_memory_uapi::Answer;
 
 use crate::{
     areas::{
@@ -19,57 +20,59 @@ use crate::{
 /// What a kernel that is not well says.
 const COMPLAINTS: &str = "BUG|WARNING|Oops|KASAN|possible|suspicious|unreferenced|stays registered";
 
+const ALL: [u32; 3] = [layout::RECORD, layout::HEARTBEAT, layout::PRESSURE];
+
 /// What starts another kernel, and where the guest has that kernel.
 const KEXEC: &str = "/sbin/kexec";
 const NEXT_KERNEL: &str = "bzImage";
 const NEXT_INITRAMFS: &str = "initramfs";
 
-/// Loads and unloads the module so often under each kind of VMM.
+/// Loads and unloads the module `cycles` times under each kind of VMM.
 pub fn run(kvm: &Kvm, files: &Files, cycles: u32) -> Result<()> {
     register_kick()?;
 
     eprintln!("a guest without areas ...");
     let guest = Guest::boot(kvm, files, files.initramfs()?, false)?;
     cycle(&guest, cycles, "nothing is shared", 0)?;
-    end(guest)?;
+    reset(guest)?;
 
     let mut initramfs = files.initramfs()?;
     initramfs.host_program(Path::new(KEXEC))?;
     initramfs.host_file(NEXT_KERNEL, &files.kernel)?;
     initramfs.file(NEXT_INITRAMFS, &files.initramfs()?.finish()?)?;
     let guest = Guest::boot(kvm, files, initramfs, true)?;
-    for (refused, message) in [
-        (vec![], ""),
+    eprintln!("a VMM that serves all areas ...");
+    cycle(&guest, cycles, "", ALL.len())?;
+    for (refused, answer, message) in [
         (
-            vec![layout::RECORD],
+            &[layout::RECORD][..],
+            Answer::Denied,
             "no record: the hypervisor does not allow the type",
         ),
-        (vec![layout::HEARTBEAT], "no heartbeat: "),
-        (vec![layout::PRESSURE], "no memory pressure: "),
         (
-            vec![layout::RECORD, layout::HEARTBEAT, layout::PRESSURE],
-            "no heartbeat: ",
+            &[layout::RECORD],
+            Answer::Fault,
+            "no record: the hypervisor does not answer",
         ),
+        (&[layout::HEARTBEAT], Answer::Denied, "no heartbeat: "),
+        (&[layout::PRESSURE], Answer::Denied, "no memory pressure: "),
+        (&ALL, Answer::Denied, "no heartbeat: "),
     ] {
-        eprintln!("a VMM that refuses {refused:x?} ...");
-        let areas = 3 - refused.len();
-        guest.served.refuse(refused);
-        cycle(&guest, cycles, message, areas)?;
+        eprintln!("a VMM that refuses {refused:x?} by {answer:?} ...");
+        guest.served.refuse(refused, answer);
+        cycle(&guest, cycles, message, ALL.len() - refused.len())?;
     }
 
-    guest.served.refuse(vec![]);
-    for lost in [layout::RECORD, layout::HEARTBEAT, layout::PRESSURE] {
+    guest.served.refuse(&[], Answer::Denied);
+    for (lost, what) in [
+        (layout::RECORD, "record"),
+        (layout::HEARTBEAT, "heartbeat"),
+        (layout::PRESSURE, "memory pressure"),
+    ] {
         eprintln!("a VMM whose answer about {lost:#x} is lost ...");
         guest.served.lose(vec![lost]);
-        for _ in 0..cycles {
-            guest.run("if insmod /kvm_areas.ko 2>/dev/null; then rmmod kvm_areas; fi")?;
-            ensure!(
-                guest.served.bases().is_empty(),
-                "the guest has freed what it has registered: {:x?}",
-                guest.served.bases()
-            );
-        }
-        complaints(&guest)?;
+        let message = format!("no {what}: the hypervisor does not answer");
+        cycle(&guest, cycles, &message, ALL.len() - 1)?;
     }
     guest.served.lose(vec![]);
 
@@ -106,26 +109,20 @@ pub fn run(kvm: &Kvm, files: &Files, cycles: u32) -> Result<()> {
     eprintln!("a reboot with areas ...");
     register(&guest)?;
     let served = guest.served.clone();
-    guest.begin("reboot -f")?;
-    let stopped = guest.machine.wait(PATIENCE)?;
-    ensure!(
-        stopped.end == Some(End::TripleFault),
-        "the guest did not reboot but {:?}",
-        stopped.end
-    );
+    expect_end(guest, End::TripleFault)?;
     nothing_is_left(&served)
 }
 
 fn register(guest: &Guest) -> Result<()> {
     guest.run("insmod /kvm_areas.ko")?;
-    ensure!(guest.served.bases().len() == 3, "areas are missing");
+    ensure!(guest.served.bases().len() == ALL.len(), "areas are missing");
     complaints(guest)
 }
 
 fn nothing_is_left(served: &Served) -> Result<()> {
     ensure!(
         served.bases().is_empty(),
-        "the next kernel finds areas of the last one: {:x?}",
+        "areas are left behind: {:x?}",
         served.bases()
     );
     Ok(())
@@ -139,11 +136,7 @@ fn cycle(guest: &Guest, cycles: u32, message: &str, areas: usize) -> Result<()> 
         ensure!(found == areas, "{found} areas are registered");
         guest.run("cat /sys/kernel/debug/kvm_areas/state 2>/dev/null || :")?;
         guest.run("rmmod kvm_areas")?;
-        ensure!(
-            guest.served.bases().is_empty(),
-            "areas are left behind: {:x?}",
-            guest.served.bases()
-        );
+        nothing_is_left(&guest.served)?;
     }
     let log = guest.run("dmesg")?;
     ensure!(log.contains(message), "no word of \"{message}\" in:\n{log}");
@@ -159,10 +152,20 @@ fn complaints(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// Ends a guest that shares nothing.
-fn end(guest: Guest) -> Result<()> {
+/// Ends a guest by the keyboard controller, as a PC is reset.
+fn reset(guest: Guest) -> Result<()> {
+    guest.run("echo kbd >/sys/kernel/reboot/type")?;
+    expect_end(guest, End::Reset)
+}
+
+/// Has the guest reboot, and checks how that ends it.
+fn expect_end(guest: Guest, end: End) -> Result<()> {
     guest.begin("reboot -f")?;
     let stopped = guest.machine.wait(PATIENCE)?;
-    ensure!(stopped.end == Some(End::TripleFault), "{:?}", stopped.end);
+    ensure!(
+        stopped.end.as_ref() == Some(&end),
+        "the guest did not end by {end:?} but {:?}",
+        stopped.end
+    );
     Ok(())
 }
