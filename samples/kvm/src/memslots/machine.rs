@@ -4,7 +4,6 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use anyhow::{Context, Result};
-use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use kvm_memory_uapi::{
     Access, Counter, Flags, Mapping, Region, RegionList, Slot, Stats, VmFdMemoryExt,
@@ -198,14 +197,7 @@ impl Machine {
 
     /// Applies the list with one `KVM_SET_USER_MEMORY_REGION` per entry.
     pub fn set_one_by_one(&self, list: &RegionList) -> Result<()> {
-        for (index, entry) in list.entries().iter().enumerate() {
-            let region = kvm_userspace_memory_region {
-                slot: entry.slot,
-                flags: entry.flags,
-                guest_phys_addr: entry.guest_phys_addr,
-                memory_size: entry.memory_size,
-                userspace_addr: entry.userspace_addr,
-            };
+        for (index, region) in list.single_updates().enumerate() {
             // SAFETY: lists name memory of `self.memory` only, which stays mapped
             // while a vCPU runs, and nothing holds references into it.
             unsafe { self.vm.set_user_memory_region(region) }

@@ -4,11 +4,11 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use kvm_bindings::KVM_MEM_GUEST_MEMFD;
+use kvm_bindings::{kvm_userspace_memory_region, KVM_MEM_GUEST_MEMFD};
 use vmm_sys_util::fam::{FamStruct, FamStructWrapper};
 use vmm_sys_util::generate_fam_struct_impl;
 
-use super::region::{Flags, Region, Slot};
+use super::region::{single_update, Flags, Region, Slot};
 use crate::bindings::{kvm_userspace_memory_region_entry, kvm_userspace_memory_region_list};
 use crate::reason::{aligned, in_64_bits, Field, Reason};
 
@@ -238,6 +238,34 @@ impl RegionList {
     /// The entries, as the kernel reads them.
     pub fn entries(&self) -> &[kvm_userspace_memory_region_entry] {
         self.0.as_slice()
+    }
+
+    /// The same updates for `KVM_SET_USER_MEMORY_REGION`, one for each entry. It knows
+    /// neither a guest_memfd, so that it refuses the flags of such an entry, nor a
+    /// dirty bitmap, to which nothing is written.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use kvm_memory_uapi::{Flags, Region, RegionList, Slot};
+    ///
+    /// # fn main() -> Result<(), kvm_memory_uapi::EntryError> {
+    /// let region = Region {
+    ///     slot: Slot::new(0),
+    ///     flags: Flags::empty(),
+    ///     guest_phys_addr: 0,
+    ///     memory_size: 0x1000,
+    ///     userspace_addr: 0x7f00_0000_0000,
+    /// };
+    /// let mut list = RegionList::new();
+    /// list.delete(region.slot)?.create(region)?;
+    /// let sizes: Vec<u64> = list.single_updates().map(|update| update.memory_size).collect();
+    /// assert_eq!(sizes, [0, 0x1000]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn single_updates(&self) -> impl Iterator<Item = kvm_userspace_memory_region> + '_ {
+        self.entries().iter().map(single_update)
     }
 
     /// The header, which the entries follow.

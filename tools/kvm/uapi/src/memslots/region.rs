@@ -184,12 +184,18 @@ impl Region {
 /// The same update for `KVM_SET_USER_MEMORY_REGION`, the single ioctl.
 impl From<Region> for kvm_userspace_memory_region {
     fn from(region: Region) -> Self {
-        kvm_userspace_memory_region {
-            slot: region.slot.into(),
-            flags: region.flags.bits(),
-            guest_phys_addr: region.guest_phys_addr,
-            memory_size: region.memory_size,
-            userspace_addr: region.userspace_addr,
-        }
+        single_update(&region.entry(false))
+    }
+}
+
+pub(super) fn single_update(
+    entry: &kvm_userspace_memory_region_entry,
+) -> kvm_userspace_memory_region {
+    kvm_userspace_memory_region {
+        slot: entry.slot,
+        flags: entry.flags,
+        guest_phys_addr: entry.guest_phys_addr,
+        memory_size: entry.memory_size,
+        userspace_addr: entry.userspace_addr,
     }
 }

@@ -6,7 +6,6 @@
 use std::ops::Range;
 
 use anyhow::{Context, Result};
-use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use kvm_memory_uapi::{EntryError, Flags, Region, RegionList, Slot, VmFdMemoryExt, PAGE_SIZE};
 
@@ -101,14 +100,7 @@ impl Slots {
 /// The memory that the list names must stay mapped for as long as the slots exist,
 /// and nothing in this process may rely on its contents.
 pub unsafe fn one_by_one(vm: &VmFd, list: &RegionList) -> Result<()> {
-    for entry in list.entries() {
-        let region = kvm_userspace_memory_region {
-            slot: entry.slot,
-            flags: entry.flags,
-            guest_phys_addr: entry.guest_phys_addr,
-            memory_size: entry.memory_size,
-            userspace_addr: entry.userspace_addr,
-        };
+    for region in list.single_updates() {
         // SAFETY: the caller vouches for the memory.
         unsafe { vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")?;
     }
