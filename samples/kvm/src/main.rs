@@ -38,7 +38,6 @@
 //! | `linux/` | a machine that boots Linux |
 //! | `vcpu.rs` | a vCPU in 64-bit mode, for the guests of `gmap/`, `memslots/` and `populate/` |
 //! | `chart.rs` | what all charts look like |
-//! | `kick.rs` | how a vCPU leaves `KVM_RUN` for another thread |
 
 // A program has no public items: `pub` is for its other modules.
 #![allow(unreachable_pub)]
@@ -49,7 +48,6 @@ compile_error!("the guest is x86-64 code, and KVM is Linux");
 mod areas;
 mod chart;
 mod gmap;
-mod kick;
 mod linux;
 mod memslots;
 mod populate;
@@ -60,6 +58,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use kvm_ioctls::Kvm;
+use kvm_vcpu_threads::kick;
 
 use memslots::{
     demo,

@@ -2,6 +2,7 @@
 //! How the VMM handles the guest's exits, and how guests die.
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_vcpu_threads::Permit;
 
 use crate::memslots::guest::{Device, DEVICE, PORT};
 
@@ -12,8 +13,18 @@ pub enum End {
     Died(String),
 }
 
+/// Lets the vCPU run until its guest ends. Returns `None` if its thread must end before.
+pub fn run_until_end(fd: &mut VcpuFd, device: &mut Device, permit: &Permit<'_>) -> Option<End> {
+    while permit.may_run() {
+        if let Some(end) = run(fd, device) {
+            return Some(end);
+        }
+    }
+    None
+}
+
 /// Lets the vCPU run until its next exit. Returns `None` if it can run again.
-pub fn run(fd: &mut VcpuFd, device: &mut Device) -> Option<End> {
+fn run(fd: &mut VcpuFd, device: &mut Device) -> Option<End> {
     let how = match fd.run() {
         Ok(VcpuExit::IoOut(PORT, bytes) | VcpuExit::MmioWrite(DEVICE, bytes)) => {
             device.write(bytes);

@@ -8,13 +8,14 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use kvm_memory_uapi::{
     Access, Counter, Flags, Mapping, Region, RegionList, Slot, Stats, VmFdMemoryExt,
 };
+use kvm_vcpu_threads::Threads;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
 use crate::{
     memslots::{
+        exits::{run_until_end, End},
         guest::{self, Device, Replay, Variant},
         plan::Window,
-        threads::Threads,
     },
     populate::parallel::populate,
     vcpu::new_vcpu,
@@ -52,8 +53,9 @@ const PAGE_FAULTS: &str = "pf_fixed";
 
 /// A VM with the guest's program in it and its vCPUs running.
 pub struct Machine {
-    /// Dropped first: the vCPUs need the rest.
-    threads: Threads,
+    /// Dropped first: the vCPUs need the rest. A thread whose guest reached the end of
+    /// its program returns what the guest computed wrongly, if anything.
+    threads: Threads<Result<Option<String>>>,
     /// Of each thread's vCPU, in the order of [`ids`].
     faults: Vec<Counter>,
     memory: GuestMemoryMmap,
@@ -142,8 +144,18 @@ impl Machine {
             .push(faults.with_context(|| format!("KVM does not count '{PAGE_FAULTS}'"))?);
         self.tsc_khz = fd.get_tsc_khz().context("KVM_GET_TSC_KHZ failed")?;
         let memory = self.memory.clone();
-        self.threads.start(id, fd, move |fd, device| {
-            compare(id, variant, fd, device, &memory)
+        self.threads.start(id, fd, move |fd, permit| {
+            let mut device = Device::default();
+            match run_until_end(fd, &mut device, &permit) {
+                Some(End::Halted) => {
+                    // Whoever waits for the guest's end does not wait for the replay.
+                    drop(permit);
+                    return compare(id, variant, fd, &device, &memory);
+                }
+                Some(End::Died(how)) => permit.fail(format!("{}: {how}", guest::name(id))),
+                None => {}
+            }
+            Ok(None)
         })
     }
 
@@ -157,12 +169,12 @@ impl Machine {
 
     /// How the guest died, if it did.
     pub fn death(&self) -> Option<String> {
-        self.threads.death()
+        self.threads.failure()
     }
 
     /// The ids of the vCPUs.
     fn ids(&self) -> impl Iterator<Item = u64> {
-        ids(self.threads.len().saturating_sub(1) as u64)
+        ids(self.faults.len().saturating_sub(1) as u64)
     }
 
     /// The rip of a vCPU, by its position in [`ids`]. Stops all vCPUs for good.
@@ -233,8 +245,11 @@ impl Machine {
                 "the guest does not reach the end of its program".to_owned(),
             ));
         }
-        let death = self.threads.death();
-        let wrong = self.threads.join()?;
+        let death = self.threads.failure();
+        let mut wrong = None;
+        for found in self.threads.join()? {
+            wrong = wrong.or(found?);
+        }
         Ok(death.or(wrong))
     }
 }

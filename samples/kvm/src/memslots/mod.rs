@@ -6,7 +6,6 @@
 //! | `plan.rs` | the updates, as lists |
 //! | `guest.rs` | the guest: memory layout, program, and a replay to check it |
 //! | `exits.rs` | how the VMM handles the guest's exits, and how guests die |
-//! | `threads.rs` | a thread for each vCPU, which can be paused |
 //! | `machine.rs` | the VM, and the three ways to apply a list |
 //! | `experiment.rs` | runs and measures one guest with one of the ways |
 //! | `report.rs` | table and charts |
@@ -19,4 +18,3 @@ pub mod guest;
 mod machine;
 mod plan;
 mod report;
-mod threads;
