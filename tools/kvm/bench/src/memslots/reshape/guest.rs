@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use kvm_memory_uapi::{Counter, Flags, Region, RegionList, Slot, Stats, PAGE_SIZE};
+use kvm_vcpu_threads::{Permit, Threads};
 
 use super::case::{Case, Method, MAX_VCPUS, MIB};
 use super::slots::{as_list, one_by_one, Layout, Slots};
-use super::vcpus::Vcpus;
 use crate::populate::measure::pre_fault;
 use crate::populate::memory::Memory;
 use crate::vcpu::enter_protected_mode;
@@ -107,7 +107,7 @@ fn program() -> &'static [u8] {
 /// A VM whose vCPUs run.
 pub struct Guest<'a> {
     /// Dropped first: the vCPUs use the rest.
-    vcpus: Vcpus,
+    threads: Threads<()>,
     /// Each vCPU's page faults.
     faults: Vec<Counter>,
     pub slots: Slots,
@@ -164,8 +164,12 @@ impl<'a> Guest<'a> {
             faults.push(counter.context("KVM does not count 'pf_taken'")?);
         }
         let tsc_khz = fds[0].get_tsc_khz().context("KVM_GET_TSC_KHZ")?;
+        let mut threads = Threads::new();
+        for (id, fd) in (0..).zip(fds) {
+            threads.start(id, fd, run)?;
+        }
         let guest = Guest {
-            vcpus: Vcpus::start(fds)?,
+            threads,
             faults,
             slots,
             case,
@@ -185,11 +189,11 @@ impl<'a> Guest<'a> {
         match method {
             Method::Rest => {}
             Method::Paused => {
-                self.vcpus.pause();
+                self.threads.pause();
                 // SAFETY: `Slots` names only the guest's memory, for which the same
                 // holds as in `start`.
                 let result = unsafe { one_by_one(&self.vm, list) };
-                self.vcpus.resume();
+                self.threads.resume();
                 result?;
             }
             // SAFETY: as above.
@@ -223,7 +227,7 @@ impl<'a> Guest<'a> {
             if let Some(ends) = ends.iter().copied().collect() {
                 return Ok(ends);
             }
-            self.vcpus.check()?;
+            self.check()?;
             if progress.0 != steps {
                 progress = (steps, now);
             }
@@ -234,14 +238,14 @@ impl<'a> Guest<'a> {
 
     /// The number of pages to which each vCPU has written.
     pub fn steps(&self) -> Vec<u32> {
-        (0..self.vcpus.len())
+        (0..self.case.vcpus)
             .map(|vcpu| self.report(vcpu, STEPS).load(Ordering::Relaxed))
             .collect()
     }
 
     /// The longest time that each vCPU took for a page since the last call.
     pub fn take_longest(&self) -> Vec<Duration> {
-        (0..self.vcpus.len())
+        (0..self.case.vcpus)
             .map(|vcpu| {
                 let gap = self.report(vcpu, LONGEST).swap(0, Ordering::Relaxed);
                 let cycles = u64::from(gap) << GAP_SHIFT;
@@ -261,11 +265,10 @@ impl<'a> Guest<'a> {
 
     /// Ends the guest. Fails if a write to its memory is lost, or one too many.
     pub fn finish(mut self) -> Result<()> {
-        let vcpus = self.vcpus.len();
-        self.vcpus.check()?;
-        self.vcpus.quit();
-        for vcpu in 0..vcpus {
-            let (first, count) = share(self.case, vcpu as u8);
+        self.check()?;
+        self.threads.quit();
+        for vcpu in 0..self.case.vcpus {
+            let (first, count) = share(self.case, vcpu);
             let steps = self.report(vcpu, STEPS).load(Ordering::Relaxed);
             for page in 0..count {
                 // SAFETY: inside the memory, which nothing else uses any more.
@@ -285,8 +288,16 @@ impl<'a> Guest<'a> {
         Ok(())
     }
 
-    fn report(&self, vcpu: usize, field: u64) -> &AtomicU32 {
-        let addr = self.reports.addr() + vcpu as u64 * PAGE_SIZE + field;
+    /// Fails if a vCPU could not go on.
+    fn check(&self) -> Result<()> {
+        match self.threads.failure() {
+            Some(failure) => bail!(failure),
+            None => Ok(()),
+        }
+    }
+
+    fn report(&self, vcpu: u8, field: u64) -> &AtomicU32 {
+        let addr = self.reports.addr() + u64::from(vcpu) * PAGE_SIZE + field;
         // SAFETY: inside the mapping, which lives as long as `self`, and aligned. This
         // process accesses it atomically only.
         unsafe { AtomicU32::from_ptr(addr as *mut u32) }
@@ -315,6 +326,17 @@ fn new_vcpu(vm: &VmFd, id: u8, case: Case) -> Result<VcpuFd> {
     })
     .context("KVM_SET_REGS")?;
     Ok(vcpu)
+}
+
+/// Runs a vCPU until its thread must end.
+fn run(fd: &mut VcpuFd, permit: Permit<'_>) {
+    while permit.may_run() {
+        match fd.run() {
+            Ok(exit) => return permit.fail(format!("a vCPU stopped with {exit:?}")),
+            Err(e) if e.errno() == libc::EINTR => {}
+            Err(e) => return permit.fail(format!("KVM_RUN: {e}")),
+        }
+    }
 }
 
 #[cfg(test)]

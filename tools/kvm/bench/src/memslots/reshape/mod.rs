@@ -6,7 +6,6 @@
 //! | file | holds |
 //! |---|---|
 //! | `case.rs` | numbers of vCPUs and sizes of memory |
-//! | `vcpus.rs` | a thread for each vCPU; pauses them |
 //! | `slots.rs` | the memslots, and how the ioctls reshape them |
 //! | `guest.rs` | the VM, its program, and what can be observed from outside |
 //! | `measure.rs` | stall, lost progress and page faults of single updates |
@@ -23,7 +22,6 @@ mod report;
 mod results;
 mod run;
 mod slots;
-mod vcpus;
 
 pub use case::Case;
 pub use run::{endure_all, measure_all};

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{bail, Context, Result};
 use kvm_ioctls::Kvm;
+use kvm_vcpu_threads::kick::register_kick;
 
 use super::case::{cases, updates, Case, Method};
 use super::endure::{endure, Endured};
@@ -13,7 +14,6 @@ use super::measure::measure;
 use super::picture;
 use super::report;
 use super::results::Results;
-use super::vcpus::register_kick;
 use crate::flavour::{load, Flavour};
 use crate::populate::memory::{touch_available, Memory};
 use crate::progress::Progress;
