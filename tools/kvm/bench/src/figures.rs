@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 
-//! What the tables and pictures of the families share.
+//! Numbers that the tables and pictures of the families share.
 
-use anyhow::Result;
-use plotters::coord::Shift;
-use plotters::prelude::*;
+use crate::picture::Bar;
 
 /// Median and extremes over the rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,6 +25,11 @@ impl Spread {
         };
         Some(Spread { median, min, max })
     }
+
+    /// Least, median and most, in a unit of so much.
+    pub fn bar(self, unit: f64) -> Bar {
+        (self.min / unit, self.median / unit, self.max / unit)
+    }
 }
 
 /// Three significant digits: the spread does not warrant more.
@@ -44,23 +47,6 @@ pub fn digits(value: f64) -> String {
 pub fn times(ratio: f64) -> String {
     let decimals = if ratio < 10.0 { 2 } else { 0 };
     format!("{ratio:.decimals$}")
-}
-
-/// Draws a legend from `x` on: a line for each style, and its label. A letter
-/// takes `letter` pixels.
-pub fn draw_legend(
-    area: &DrawingArea<SVGBackend<'_>, Shift>,
-    mut x: i32,
-    letter: i32,
-    lines: impl IntoIterator<Item = (String, ShapeStyle)>,
-) -> Result<()> {
-    for (label, style) in lines {
-        area.draw(&PathElement::new([(x, 12), (x + 24, 12)], style))?;
-        let width = label.len() as i32 * letter;
-        area.draw(&Text::new(label, (x + 30, 5), ("sans-serif", 15)))?;
-        x += 54 + width;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@
 //! | `populate/case.rs` | what is populated, and by what |
 //! | `populate/guest.rs`, `populate/memory.rs` | the guest, and its memory |
 //! | `gmap/world.rs` | vCPUs with address spaces, and their guest |
-//! | `figures.rs` | numbers and drawing that the families share |
+//! | `figures.rs`, `picture.rs` | numbers and drawing that the families share |
 //! | `flavour.rs` | loads KVM's C code or the Rust core |
 //! | `progress.rs` | lines on stderr |
 //! | `vcpu.rs` | the mode that all guests begin in |
@@ -34,6 +34,7 @@ mod figures;
 mod flavour;
 mod gmap;
 mod memslots;
+mod picture;
 mod populate;
 mod progress;
 mod vcpu;

@@ -10,11 +10,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use crate::figures::{digits, draw_legend, times, Spread};
+use crate::figures::{digits, times, Spread};
 use crate::memslots::measure::{Case, Method, Operation};
+use crate::picture::{self, Line, Panel};
 
 /// What the clock counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,11 +55,7 @@ impl Results {
 
     /// The range of an axis for the times of all slots together.
     fn milliseconds(&self) -> Range<f64> {
-        let all = self.0.values().flatten().map(|t| t.as_secs_f64() * 1e3);
-        let (min, max) = all.fold((f64::MAX, f64::MIN), |(min, max), t| {
-            (min.min(t), max.max(t))
-        });
-        min * 0.6..max * 1.7
+        picture::axis(self.0.values().flatten().map(|t| t.as_secs_f64() * 1e3))
     }
 
     /// Time for one slot, in microseconds.
@@ -129,89 +125,49 @@ fn row(out: &mut String, results: &Results, operation: Operation, case: Case) ->
 /// A panel for each operation: time for all slots together over their number,
 /// without a vCPU.
 pub fn picture(results: &Results, file: &Path) -> Result<()> {
-    let root = SVGBackend::new(file, (960, 720)).into_drawing_area();
-    root.fill(&WHITE)?;
-    let root = root.titled("Time to update all slots of a VM", ("sans-serif", 24))?;
-    let (legend, panels) = root.split_vertically(28);
-    draw_legend(
-        &legend,
-        250,
-        8,
+    let [delete, create, move_to, flags] = Operation::ALL.map(|o| panel(results, o));
+    picture::draw(
+        file,
+        "Time to update all slots of a VM",
         Method::ALL.map(|m| (m.to_string(), style(m))),
-    )?;
-    for (operation, panel) in Operation::ALL.into_iter().zip(panels.split_evenly((2, 2))) {
-        draw_panel(results, operation, &panel)?;
-    }
-    root.present()?;
-    Ok(())
+        &[delete?, create?, move_to?, flags?],
+    )
 }
 
-/// Colours that colour-blind readers can tell apart.
 fn style(method: Method) -> ShapeStyle {
     match method {
         // Wide, as the Rust line covers it where both are level.
-        Method::SingleC => RGBColor(0xe6, 0x9f, 0x00).stroke_width(5),
-        Method::SingleRust => RGBColor(0x00, 0x52, 0x92).stroke_width(2),
-        Method::List => RGBColor(0x00, 0x9e, 0x73).stroke_width(3),
+        Method::SingleC => picture::ORANGE.stroke_width(5),
+        Method::SingleRust => picture::BLUE.stroke_width(2),
+        Method::List => picture::GREEN.stroke_width(3),
     }
 }
 
-fn draw_panel(
-    results: &Results,
-    operation: Operation,
-    area: &DrawingArea<SVGBackend<'_>, Shift>,
-) -> Result<()> {
+fn panel(results: &Results, operation: Operation) -> Result<Panel> {
     let cases = results.cases(false);
     let most = *cases.last().context("nothing measured")?;
     let [c, _, list] = Method::ALL.map(|m| results.total(operation, most, m));
     let faster = times(c?.median / list?.median);
-    let caption = format!(
-        "{operation}: {} slots in a list {faster} times as fast",
-        most.slots
-    );
-    let mut chart = ChartBuilder::on(area)
-        .caption(caption, ("sans-serif", 18))
-        .margin(8)
-        .margin_right(24)
-        .x_label_area_size(36)
-        .y_label_area_size(64)
-        .build_cartesian_2d(
-            (0.8..f64::from(most.slots) * 1.25).log_scale(),
-            results.milliseconds().log_scale(),
-        )?;
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .x_desc("slots")
-        .y_desc("ms")
-        .x_label_formatter(&|slots| format!("{slots}"))
-        .y_label_formatter(&|ms| format!("{ms}"))
-        .label_style(("sans-serif", 13))
-        .draw()?;
-
-    for method in Method::ALL {
-        let style = style(method);
-        let points = cases
-            .iter()
-            .map(|&case| {
-                let total = results.total(operation, case, method)?;
-                Ok((f64::from(case.slots), total))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let medians = points.iter().map(|&(slots, t)| (slots, t.median / 1e3));
-        chart.draw_series(LineSeries::new(medians, style))?;
-        chart.draw_series(points.iter().map(|&(slots, t)| {
-            ErrorBar::new_vertical(
-                slots,
-                t.min / 1e3,
-                t.median / 1e3,
-                t.max / 1e3,
-                style.filled(),
-                8,
-            )
-        }))?;
-    }
-    Ok(())
+    let line = |method| {
+        let points = cases.iter().map(|&case| {
+            let total = results.total(operation, case, method)?;
+            Ok((f64::from(case.slots), total.bar(1e3)))
+        });
+        Ok(Line {
+            style: style(method),
+            points: points.collect::<Result<_>>()?,
+        })
+    };
+    Ok(Panel {
+        caption: format!(
+            "{operation}: {} slots in a list {faster} times as fast",
+            most.slots
+        ),
+        x_desc: "slots".to_owned(),
+        y_desc: "ms",
+        y: results.milliseconds(),
+        lines: Method::ALL.into_iter().map(line).collect::<Result<_>>()?,
+    })
 }
 
 #[cfg(test)]

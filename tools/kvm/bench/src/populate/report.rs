@@ -9,10 +9,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use kvm_memory_uapi::PAGE_SIZE;
-use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use crate::figures::{digits, draw_legend, times, Spread};
+use crate::figures::{digits, times, Spread};
+use crate::picture::{self, Line, Panel};
 use crate::populate::case::{Kind, Method, Shape};
 use crate::populate::measure::{Sample, CHECKED};
 
@@ -58,10 +58,7 @@ impl Results {
                 .iter()
                 .map(move |sample| pages / sample.time.as_secs_f64() / 1e3)
         });
-        let (min, max) = all.fold((f64::MAX, f64::MIN), |(min, max), rate| {
-            (min.min(rate), max.max(rate))
-        });
-        min * 0.6..max * 1.7
+        picture::axis(all)
     }
 }
 
@@ -164,81 +161,50 @@ fn row(out: &mut String, results: &Results, kind: Kind, shape: Shape) -> Result<
 /// A panel for each kind of memory and size of pages: the rate over the size of
 /// the memory, with one vCPU.
 pub fn picture(results: &Results, file: &Path) -> Result<()> {
-    let root = SVGBackend::new(file, (960, 720)).into_drawing_area();
-    root.fill(&WHITE)?;
-    let root = root.titled("Populating guest memory, one vCPU", ("sans-serif", 24))?;
-    let (legend, panels) = root.split_vertically(28);
-    draw_legend(
-        &legend,
-        230,
-        9,
+    let panel = |kind, huge| panel(results, kind, huge);
+    picture::draw(
+        file,
+        "Populating guest memory, one vCPU",
         Method::ALL.map(|m| (m.to_string(), style(m))),
-    )?;
-    let contents = [
-        (Kind::Fresh, false),
-        (Kind::Fresh, true),
-        (Kind::Present, false),
-        (Kind::Present, true),
-    ];
-    for ((kind, huge), panel) in contents.into_iter().zip(panels.split_evenly((2, 2))) {
-        draw_panel(results, kind, huge, &panel)?;
-    }
-    root.present()?;
-    Ok(())
+        &[
+            panel(Kind::Fresh, false)?,
+            panel(Kind::Fresh, true)?,
+            panel(Kind::Present, false)?,
+            panel(Kind::Present, true)?,
+        ],
+    )
 }
 
-/// Colours that colour-blind readers can tell apart.
 fn style(method: Method) -> ShapeStyle {
     match method {
-        Method::Guest => RGBColor(0xe6, 0x9f, 0x00).stroke_width(3),
-        Method::PreFault => RGBColor(0x00, 0x52, 0x92).stroke_width(3),
-        Method::Map => RGBColor(0x00, 0x9e, 0x73).stroke_width(3),
+        Method::Guest => picture::ORANGE,
+        Method::PreFault => picture::BLUE,
+        Method::Map => picture::GREEN,
     }
+    .stroke_width(3)
 }
 
-fn draw_panel(
-    results: &Results,
-    kind: Kind,
-    huge: bool,
-    area: &DrawingArea<SVGBackend<'_>, Shift>,
-) -> Result<()> {
+fn panel(results: &Results, kind: Kind, huge: bool) -> Result<Panel> {
     let mut shapes = results.shapes(kind);
     shapes.retain(|shape| shape.vcpus == 1 && shape.huge == huge);
-    let most = *shapes.last().context("nothing measured")?;
-    let caption = format!("{kind}, pages of {}", most.page_size());
-    let mut chart = ChartBuilder::on(area)
-        .caption(caption, ("sans-serif", 18))
-        .margin(8)
-        .margin_right(24)
-        .x_label_area_size(36)
-        .y_label_area_size(72)
-        .build_cartesian_2d(
-            (48.0..most.mib() as f64 * 1.25).log_scale(),
-            results.rates().log_scale(),
-        )?;
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .x_desc("MiB")
-        .y_desc("thousand pages/s")
-        .x_label_formatter(&|mib| format!("{mib:.0}"))
-        .y_label_formatter(&|rate| format!("{rate}"))
-        .label_style(("sans-serif", 13))
-        .draw()?;
-
-    for &method in kind.methods() {
-        let style = style(method);
-        let points = shapes
-            .iter()
-            .map(|&shape| Ok((shape.mib() as f64, results.rate(kind, shape, method)?)))
-            .collect::<Result<Vec<_>>>()?;
-        let medians = points.iter().map(|&(mib, rate)| (mib, rate.median));
-        chart.draw_series(LineSeries::new(medians, style))?;
-        chart.draw_series(points.iter().map(|&(mib, rate)| {
-            ErrorBar::new_vertical(mib, rate.min, rate.median, rate.max, style.filled(), 8)
-        }))?;
-    }
-    Ok(())
+    let most = shapes.last().context("nothing measured")?;
+    let line = |&method| {
+        let points = shapes.iter().map(|&shape| {
+            let rate = results.rate(kind, shape, method)?;
+            Ok((shape.mib() as f64, rate.bar(1.0)))
+        });
+        Ok(Line {
+            style: style(method),
+            points: points.collect::<Result<_>>()?,
+        })
+    };
+    Ok(Panel {
+        caption: format!("{kind}, pages of {}", most.page_size()),
+        x_desc: "MiB".to_owned(),
+        y_desc: "thousand pages/s",
+        y: results.rates(),
+        lines: kind.methods().iter().map(line).collect::<Result<_>>()?,
+    })
 }
 
 #[cfg(test)]
