@@ -7,7 +7,7 @@ use anyhow::{anyhow, Context, Result};
 use plotters::prelude::*;
 
 use crate::{
-    chart::{draw_legend, FONT, MAUVE, SEA_BLUE, SEA_GREEN, VERMILION},
+    chart::{draw_axes, draw_curve, draw_legend, MAUVE, SEA_BLUE, SEA_GREEN, VERMILION},
     gmap::experiment::{Outcome, Reading},
 };
 
@@ -59,32 +59,18 @@ fn draw(
     let visits = outcomes.iter().map(|o| o.visits).max().unwrap_or(1) as f64;
     let root = SVGBackend::with_string(drawing, (900, 420)).into_drawing_area();
     root.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&root)
-        .caption(
-            "Progress of worlds, as a vCPU reads it in their memory",
-            (FONT, 20),
-        )
-        .margin(12)
-        .x_label_area_size(44)
-        .y_label_area_size(84)
-        .build_cartesian_2d(0.0..time * 1.02, 0.0..visits * 1.05)?;
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .label_style((FONT, 13))
-        .axis_desc_style((FONT, 14))
-        .x_desc("seconds")
-        .y_desc("segments visited")
-        .draw()?;
+    let mut chart = draw_axes(
+        &root,
+        "Progress of worlds, as a vCPU reads it in their memory",
+        ("seconds", time),
+        ("segments visited", visits),
+    )?;
     for (world, color) in (0..outcomes.len()).zip(COLORS.into_iter().cycle()) {
         let points = readings
             .iter()
             .filter(|reading| reading.world == world)
             .map(|reading| (reading.at.as_secs_f64(), reading.visits as f64));
-        chart
-            .draw_series(LineSeries::new(points, color.stroke_width(2)))?
-            .label(format!("world {world}"))
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+        draw_curve(&mut chart, points, format!("world {world}"), color)?;
     }
     draw_legend(&mut chart)?;
     root.present()?;

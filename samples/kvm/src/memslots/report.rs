@@ -7,7 +7,7 @@ use anyhow::{anyhow, Context, Result};
 use plotters::{coord::Shift, prelude::*};
 
 use crate::{
-    chart::{draw_legend, FONT, SEA_BLUE, SEA_GREEN, VERMILION},
+    chart::{draw_axes, draw_curve, draw_legend, thousands, SEA_BLUE, SEA_GREEN, VERMILION},
     memslots::{
         experiment::{Method, Outcome, Sample, UNDISTURBED},
         guest::Variant,
@@ -91,14 +91,6 @@ fn points(outcome: &Outcome, curve: Curve) -> Vec<(f64, f64)> {
         .take_while(|sample| mem::replace(&mut going_on, in_window(sample) < last))
         .map(|sample| (sample.at.as_secs_f64(), (total(sample) - first) as f64))
         .collect()
-}
-
-fn thousands(steps: f64) -> String {
-    if steps < 10_000.0 {
-        format!("{steps:.0}")
-    } else {
-        format!("{:.0} k", steps / 1e3)
-    }
 }
 
 /// The largest time and count of several curves.
@@ -245,21 +237,12 @@ fn draw_chart(
         ),
         (Curve::Bystander, _) => ("A bystander in other slots", "steps of the bystander"),
     };
-    let mut chart = ChartBuilder::on(area)
-        .caption(title, (FONT, 20))
-        .margin(12)
-        .x_label_area_size(44)
-        .y_label_area_size(76)
-        .build_cartesian_2d(0.0..time * 1.02, 0.0..steps * 1.05)?;
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .label_style((FONT, 13))
-        .axis_desc_style((FONT, 14))
-        .x_desc("seconds; updates begin at the dashed line")
-        .y_desc(y_desc)
-        .y_label_formatter(&|&steps| thousands(steps))
-        .draw()?;
+    let mut chart = draw_axes(
+        area,
+        title,
+        ("seconds; updates begin at the dashed line", time),
+        (y_desc, steps),
+    )?;
     let first_update = UNDISTURBED.as_secs_f64();
     chart.draw_series(DashedLineSeries::new(
         [(first_update, 0.0), (first_update, steps * 1.05)],
@@ -269,13 +252,8 @@ fn draw_chart(
     ))?;
     for (outcome, points) in outcomes.iter().zip(&curves) {
         let color = color(outcome.method);
-        chart
-            .draw_series(LineSeries::new(
-                thinned(points, time / 1000.0),
-                color.stroke_width(2),
-            ))?
-            .label(label(outcome, curve))
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+        let seen = thinned(points, time / 1000.0);
+        draw_curve(&mut chart, seen, label(outcome, curve), color)?;
         if outcome.death.is_some() {
             let end = points
                 .last()
