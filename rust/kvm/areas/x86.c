@@ -49,6 +49,32 @@ static struct kvm_memory_slot *area_memslot(struct kvm_vcpu *vcpu, gfn_t gfn)
 	return __gfn_to_memslot(vcpu->____memslots[0], gfn);
 }
 
+static bool is_writable(struct kvm_memory_slot *slot)
+{
+	return kvm_is_accessible_memslot(slot) &&
+	       !(slot->flags & KVM_MEM_READONLY);
+}
+
+/*
+ * The memslot of @gpa, if the guest has shared memory there and can write it, and
+ * where in userspace the memory is.
+ */
+static struct kvm_memory_slot *shared_memslot(struct kvm_vcpu *vcpu, gpa_t gpa,
+					      unsigned long *hva)
+{
+	gfn_t gfn = gpa_to_gfn(gpa);
+	struct kvm_memory_slot *slot = area_memslot(vcpu, gfn);
+
+	if (!is_writable(slot))
+		return NULL;
+	if (kvm_arch_has_private_mem(vcpu->kvm) &&
+	    kvm_mem_is_private(vcpu->kvm, gfn))
+		return NULL;
+
+	*hva = __gfn_to_hva_memslot(slot, gfn) + offset_in_page(gpa);
+	return slot;
+}
+
 /* The address to which KVM can write what is at @gpa, or an error. */
 static unsigned long area_hva(struct kvm_vcpu *vcpu, gpa_t gpa)
 {
@@ -73,22 +99,23 @@ static bool can_write_byte(unsigned long hva)
 	return __try_cmpxchg_user((u8 __user *)hva, &old, 0, efault) >= 0;
 }
 
+static bool can_write_gpa(struct kvm_vcpu *vcpu, gpa_t gpa)
+{
+	unsigned long hva = area_hva(vcpu, gpa);
+
+	return !kvm_is_error_hva(hva) && can_write_byte(hva);
+}
+
 /*
  * Whether KVM can write all of @size bytes, which may cross into a second page
  * and no further.
  */
 bool kvm_mem_area_can_write(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size)
 {
-	gpa_t ends[] = { gpa, gpa + size - 1 };
-	int i;
+	gpa_t last = gpa + size - 1;
 
-	for (i = 0; i < ARRAY_SIZE(ends); i++) {
-		unsigned long hva = area_hva(vcpu, ends[i]);
-
-		if (kvm_is_error_hva(hva) || !can_write_byte(hva))
-			return false;
-	}
-	return true;
+	return can_write_gpa(vcpu, gpa) &&
+	       (gpa_to_gfn(gpa) == gpa_to_gfn(last) || can_write_gpa(vcpu, last));
 }
 
 /*
@@ -122,8 +149,7 @@ bool kvm_mem_area_is_memory(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size)
 		struct kvm_memory_slot *slot = area_memslot(vcpu, gfn);
 		gfn_t slot_end;
 
-		if (!kvm_is_accessible_memslot(slot) ||
-		    slot->flags & KVM_MEM_READONLY)
+		if (!is_writable(slot))
 			return false;
 
 		slot_end = min(end, slot->base_gfn + slot->npages);
@@ -142,30 +168,30 @@ bool kvm_mem_area_is_memory(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size)
  */
 bool kvm_mem_area_read_desc(struct kvm_vcpu *vcpu, gpa_t gpa, void *desc)
 {
-	const u32 size = sizeof(struct kvm_memory_area);
-	gpa_t result = gpa + offsetof(struct kvm_memory_area, result);
+	unsigned long hva;
 
 	return kvm_vcpu_is_legal_aligned_gpa(vcpu, gpa, KVM_MEM_AREA_DESC_ALIGN) &&
-	       kvm_mem_area_is_memory(vcpu, gpa, size) &&
-	       kvm_mem_area_can_write(vcpu, result, 1) &&
-	       !__copy_from_user(desc, (void __user *)area_hva(vcpu, gpa), size);
+	       shared_memslot(vcpu, gpa, &hva) &&
+	       can_write_byte(hva + offsetof(struct kvm_memory_area, result)) &&
+	       !__copy_from_user(desc, (void __user *)hva,
+				 sizeof(struct kvm_memory_area));
 }
 
 /* Since kvm_mem_area_read_desc(), userspace may have taken the memory away. */
 bool kvm_mem_area_write_result(struct kvm_vcpu *vcpu, gpa_t gpa, u8 result)
 {
+	struct kvm_memory_slot *slot;
 	unsigned long hva;
 
 	gpa += offsetof(struct kvm_memory_area, result);
-	if (!kvm_mem_area_is_memory(vcpu, gpa, sizeof(result)))
+	if (!kvm_vcpu_is_legal_gpa(vcpu, gpa))
 		return false;
 
-	hva = area_hva(vcpu, gpa);
-	if (kvm_is_error_hva(hva) || __put_user(result, (u8 __user *)hva))
+	slot = shared_memslot(vcpu, gpa, &hva);
+	if (!slot || __put_user(result, (u8 __user *)hva))
 		return false;
 
-	mark_page_dirty_in_slot(vcpu->kvm, area_memslot(vcpu, gpa_to_gfn(gpa)),
-				gpa_to_gfn(gpa));
+	mark_page_dirty_in_slot(vcpu->kvm, slot, gpa_to_gfn(gpa));
 	return true;
 }
 
