@@ -12,7 +12,6 @@
 #include "mem_area_fixture.h"
 #include "uffd_page.h"
 
-#define STEAL_GPA	(AREA_GPA + 128)
 #define RING_ENTRIES	1024
 
 /* Memory attributes decide what is shared. */

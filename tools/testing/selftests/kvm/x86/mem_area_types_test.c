@@ -8,24 +8,6 @@
 
 #include "mem_area_fixture.h"
 
-#define WALL_GPA	AREA_GPA
-#define TIME_GPA	(AREA_GPA + 64)
-#define STEAL_GPA	(AREA_GPA + 128)
-
-static void register_all(struct area_test *test, bool emulate)
-{
-	TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, WALL_GPA, 12, WALL_CLOCK), 0);
-	TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, TIME_GPA, 32, SYSTEM_TIME), 0);
-	TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, STEAL_GPA, 64, STEAL_TIME), 0);
-}
-
-static void check_msrs(struct kvm_vcpu *vcpu, u64 wall, u64 time, u64 steal)
-{
-	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_WALL_CLOCK_NEW), wall);
-	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_SYSTEM_TIME_NEW), time);
-	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_STEAL_TIME), steal);
-}
-
 TEST_F(area, served)
 {
 	struct area_test *test = &self->test;
@@ -35,7 +17,7 @@ TEST_F(area, served)
 	struct kvm_clock_data data = {};
 	bool emulate = variant->emulate;
 
-	register_all(test, emulate);
+	register_areas(test, emulate);
 	check_msrs(test->vcpu, WALL_GPA, TIME_GPA | 1, STEAL_GPA | 1);
 
 	TEST_ASSERT(wall->version && !(wall->version & 1), "version %u", wall->version);
@@ -62,7 +44,7 @@ TEST_F(area, unregister)
 	struct pvclock_vcpu_time_info *clock = area_hva(test, TIME_GPA);
 	int i;
 
-	register_all(test, emulate);
+	register_areas(test, emulate);
 	/* What is not what the guest has registered. */
 	TEST_ASSERT_EQ(area_command(test, emulate, UNREGISTER, WALL_GPA + 4, 12, WALL_CLOCK),
 		       KVM_MEM_AREA_NOT_REGISTERED);
@@ -114,7 +96,7 @@ TEST_F(area, secret_memory)
 	secret = kvm_mmap(PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
 	vm_set_user_memory_region(test->vm, AREA_SLOT + 1, 0, gpa, PAGE_SIZE, secret);
 
-	register_all(test, emulate);
+	register_areas(test, emulate);
 	TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, gpa, 32, SYSTEM_TIME),
 		       KVM_MEM_AREA_BAD_ADDRESS);
 	/* The clock that the guest has goes on. */
@@ -144,7 +126,7 @@ TEST_F(area, unregister_all)
 	int i;
 
 	for (i = 0; i < 2; i++) {
-		register_all(test, emulate);
+		register_areas(test, emulate);
 		TEST_ASSERT_EQ(do_wrmsr(test->vcpu, emulate, UNREGISTER, 0), 0);
 		check_msrs(test->vcpu, 0, 0, 0);
 		TEST_ASSERT_EQ(do_wrmsr(test->vcpu, emulate, UNREGISTER, 0), 0);
@@ -154,20 +136,42 @@ TEST_F(area, unregister_all)
 /* A second area replaces the first, and MSRs and areas are the same thing. */
 TEST_F(area, replace)
 {
+	struct kvm_clock_data data = {};
 	struct area_test *test = &self->test;
 	struct kvm_vcpu *vcpu = test->vcpu;
 	bool emulate = variant->emulate;
 
-	register_all(test, emulate);
+	register_areas(test, emulate);
 	TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, STEAL_GPA + 64, 64,
 				    STEAL_TIME), 0);
-	check_msrs(vcpu, WALL_GPA, TIME_GPA | 1, (STEAL_GPA + 64) | 1);
+	TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, WALL_GPA + PAGE_SIZE, 12,
+				    WALL_CLOCK), 0);
+	TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, TIME_GPA + PAGE_SIZE, 32,
+				    SYSTEM_TIME), 0);
+	check_msrs(vcpu, WALL_GPA + PAGE_SIZE, (TIME_GPA + PAGE_SIZE) | 1,
+		   (STEAL_GPA + 64) | 1);
+	/* KVM writes to the second areas, and not to the first any more. */
+	memset(area_hva(test, AREA_GPA), 0, 2 * PAGE_SIZE);
+	vm_ioctl(test->vm, KVM_SET_CLOCK, &data);
+	TEST_ASSERT_EQ(do_wrmsr(vcpu, emulate, REGISTER, 1), GP_VECTOR);
+	TEST_ASSERT_EQ(*(u32 *)area_hva(test, TIME_GPA), 0);
+	TEST_ASSERT(*(u32 *)area_hva(test, TIME_GPA + PAGE_SIZE), "The second is not served");
+	/* Only the second can be taken back. */
 	TEST_ASSERT_EQ(area_command(test, emulate, UNREGISTER, STEAL_GPA, 64, STEAL_TIME),
 		       KVM_MEM_AREA_NOT_REGISTERED);
+	TEST_ASSERT_EQ(area_command(test, emulate, UNREGISTER, WALL_GPA, 12, WALL_CLOCK),
+		       KVM_MEM_AREA_NOT_REGISTERED);
+	TEST_ASSERT_EQ(area_command(test, emulate, UNREGISTER, TIME_GPA, 32, SYSTEM_TIME),
+		       KVM_MEM_AREA_NOT_REGISTERED);
+	TEST_ASSERT_EQ(area_command(test, emulate, UNREGISTER, WALL_GPA + PAGE_SIZE, 12,
+				    WALL_CLOCK), 0);
+	TEST_ASSERT_EQ(area_command(test, emulate, UNREGISTER, TIME_GPA + PAGE_SIZE, 32,
+				    SYSTEM_TIME), 0);
 
 	TEST_ASSERT_EQ(do_wrmsr(vcpu, emulate, MSR_KVM_STEAL_TIME, STEAL_GPA | 1), 0);
 	TEST_ASSERT_EQ(area_command(test, emulate, UNREGISTER, STEAL_GPA, 64, STEAL_TIME), 0);
-	check_msrs(vcpu, WALL_GPA, TIME_GPA | 1, 0);
+	TEST_ASSERT_EQ(do_wrmsr(vcpu, emulate, MSR_KVM_SYSTEM_TIME_NEW, TIME_GPA | 1), 0);
+	check_msrs(vcpu, 0, TIME_GPA | 1, 0);
 	TEST_ASSERT_EQ(do_wrmsr(vcpu, emulate, MSR_KVM_SYSTEM_TIME_NEW, 0), 0);
 	TEST_ASSERT_EQ(area_command(test, emulate, UNREGISTER, TIME_GPA, 32, SYSTEM_TIME),
 		       KVM_MEM_AREA_NOT_REGISTERED);
@@ -179,7 +183,7 @@ TEST_F(area, unregister_without_memory)
 	struct area_test *test = &self->test;
 	bool emulate = variant->emulate;
 
-	register_all(test, emulate);
+	register_areas(test, emulate);
 	set_area_slot(test, AREA_SLOT, 0, WINDOW_GPA, 0);
 	set_area_slot(test, AREA_SLOT, 0, WINDOW_GPA, PAGE_SIZE);
 	TEST_ASSERT_EQ(area_command(test, emulate, UNREGISTER, WALL_GPA, 12, WALL_CLOCK), 0);
@@ -196,31 +200,13 @@ TEST_F(area, unregister_without_memory)
 	TEST_ASSERT_EQ(result_at(test, DESC_GPA), KVM_MEM_AREA_NOT_REGISTERED);
 }
 
-/* Saving and restoring is that of the MSRs. */
-TEST_F(area, restored)
-{
-	struct area_test *test = &self->test, other;
-	struct kvm_steal_time *steal;
-	bool emulate = variant->emulate;
-
-	register_all(test, emulate);
-	area_init(&other, 1);
-	vcpu_set_msr(other.vcpu, MSR_KVM_STEAL_TIME,
-		     vcpu_get_msr(test->vcpu, MSR_KVM_STEAL_TIME));
-	TEST_ASSERT_EQ(do_wrmsr(other.vcpu, emulate, REGISTER, 1), GP_VECTOR);
-	steal = area_hva(&other, STEAL_GPA);
-	TEST_ASSERT(steal->version, "KVM does not serve the area");
-	TEST_ASSERT_EQ(area_command(&other, emulate, UNREGISTER, STEAL_GPA, 64, STEAL_TIME), 0);
-	area_free(&other);
-}
-
 /* System time and steal time are the vCPU's, the wall clock is the VM's. */
 TEST(vcpus)
 {
 	struct area_test test;
 
 	area_init(&test, 2);
-	register_all(&test, false);
+	register_areas(&test, false);
 	check_msrs(test.vcpus[0], WALL_GPA, TIME_GPA | 1, STEAL_GPA | 1);
 	check_msrs(test.vcpus[1], WALL_GPA, 0, 0);
 	TEST_ASSERT_EQ(do_wrmsr(test.vcpus[1], false, UNREGISTER, 0), 0);
@@ -274,28 +260,6 @@ TEST(xen)
 	TEST_ASSERT_EQ(area_command(&test, false, UNREGISTER, STEAL_GPA, 64, STEAL_TIME),
 		       KVM_MEM_AREA_NOT_REGISTERED);
 	TEST_ASSERT_EQ(area_command(&test, false, REGISTER, TIME_GPA, 32, SYSTEM_TIME), 0);
-	area_free(&test);
-}
-
-/* INIT ends areas as it ends their MSRs. */
-TEST(init)
-{
-	struct kvm_vcpu_events events;
-	struct kvm_mp_state state;
-	struct area_test test;
-
-	area_init(&test, 2);
-	test.vcpu = test.vcpus[1];
-	register_all(&test, false);
-
-	vcpu_events_get(test.vcpu, &events);
-	events.flags |= KVM_VCPUEVENT_VALID_SMM;
-	events.smi.latched_init = 1;
-	vcpu_events_set(test.vcpu, &events);
-	/* The vCPU takes the INIT before it reports its state. */
-	vcpu_mp_state_get(test.vcpu, &state);
-	TEST_ASSERT_EQ(state.mp_state, KVM_MP_STATE_INIT_RECEIVED);
-	check_msrs(test.vcpu, WALL_GPA, 0, 0);
 	area_free(&test);
 }
 

@@ -48,6 +48,9 @@
 #define WINDOW_SIZE	(WINDOW_PAGES * PAGE_SIZE)
 #define DESC_GPA	WINDOW_GPA
 #define AREA_GPA	(WINDOW_GPA + 16 * PAGE_SIZE)
+#define WALL_GPA	AREA_GPA
+#define TIME_GPA	(AREA_GPA + 64)
+#define STEAL_GPA	(AREA_GPA + 128)
 
 #define MAX_AREA_VCPUS	4
 
@@ -228,6 +231,21 @@ static inline u8 area_command(struct area_test *test, bool emulate, u32 msr,
 	return result_at(test, DESC_GPA);
 }
 
+/* Registers an area of each type that KVM serves. */
+static inline void register_areas(struct area_test *test, bool emulate)
+{
+	TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, WALL_GPA, 12, WALL_CLOCK), 0);
+	TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, TIME_GPA, 32, SYSTEM_TIME), 0);
+	TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, STEAL_GPA, 64, STEAL_TIME), 0);
+}
+
+static inline void check_msrs(struct kvm_vcpu *vcpu, u64 wall, u64 time, u64 steal)
+{
+	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_WALL_CLOCK_NEW), wall);
+	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_SYSTEM_TIME_NEW), time);
+	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_STEAL_TIME), steal);
+}
+
 /* Starts a command that the VMM serves, and checks what it is told. */
 static inline struct kvm_x86_msr_op *start_command(struct area_test *test,
 						   bool emulate, u32 msr,
@@ -249,6 +267,25 @@ static inline struct kvm_x86_msr_op *start_command(struct area_test *test,
 	TEST_ASSERT_EQ(op->pad[0], 0);
 	TEST_ASSERT_EQ(op->pad[1], 0);
 	TEST_ASSERT_EQ(result_at(test, DESC_GPA), NO_ANSWER);
+	return op;
+}
+
+/* Starts the command to unregister everything, and checks what the VMM is told. */
+static inline struct kvm_x86_msr_op *start_unregister_all(struct kvm_vcpu *vcpu,
+							  bool emulate)
+{
+	struct kvm_x86_msr_op *op = &vcpu->run->msr_op;
+
+	memset(op, 0xaa, sizeof(*op));
+	start_op(vcpu, true, emulate, UNREGISTER, 0);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_X86_MSR_OP);
+	TEST_ASSERT_EQ(op->msr_data, 0);
+	TEST_ASSERT_EQ(op->base, 0);
+	TEST_ASSERT_EQ(op->size, 0);
+	TEST_ASSERT_EQ(op->type, 0);
+	TEST_ASSERT_EQ(op->index, UNREGISTER);
+	TEST_ASSERT_EQ(op->error, 0);
+	TEST_ASSERT_EQ(op->result, KVM_MEM_AREA_UNKNOWN_TYPE);
 	return op;
 }
 
