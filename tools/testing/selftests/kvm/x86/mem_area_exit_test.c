@@ -7,10 +7,6 @@
 
 #include "mem_area_fixture.h"
 
-#define WALL_GPA	AREA_GPA
-#define TIME_GPA	(AREA_GPA + 64)
-#define STEAL_GPA	(AREA_GPA + 128)
-
 /* The VMM's answer is what the guest finds. */
 TEST_F(area, answers)
 {
@@ -228,42 +224,6 @@ TEST_F(area, setting)
 	TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, STEAL_GPA, 64, STEAL_TIME), 0);
 }
 
-/* The command to forget all areas, which KVM's own also end with. */
-TEST_F(area, unregister_all)
-{
-	struct area_test *test = &self->test;
-	struct kvm_vcpu *vcpu = test->vcpu;
-	struct kvm_x86_msr_op *op = &vcpu->run->msr_op;
-	bool emulate = variant->emulate;
-	int i;
-
-	enable_exits(test->vm, 1);
-	for (i = 0; i < 2; i++) {
-		TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, STEAL_GPA, 64,
-					    STEAL_TIME), 0);
-		TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, TIME_GPA, 32,
-					    SYSTEM_TIME), 0);
-		TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, WALL_GPA, 12,
-					    WALL_CLOCK), 0);
-		memset(op, 0xaa, sizeof(*op));
-		start_op(vcpu, true, emulate, UNREGISTER, 0);
-		TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_X86_MSR_OP);
-		TEST_ASSERT_EQ(op->msr_data, 0);
-		TEST_ASSERT_EQ(op->base, 0);
-		TEST_ASSERT_EQ(op->size, 0);
-		TEST_ASSERT_EQ(op->type, 0);
-		TEST_ASSERT_EQ(op->index, UNREGISTER);
-		TEST_ASSERT_EQ(op->error, 0);
-		TEST_ASSERT_EQ(op->result, KVM_MEM_AREA_UNKNOWN_TYPE);
-		op->error = i;
-		TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_WALL_CLOCK_NEW), WALL_GPA);
-		TEST_ASSERT_EQ(finish_command(vcpu), i ? GP_VECTOR : 0);
-		TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_STEAL_TIME), 0);
-		TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_SYSTEM_TIME_NEW), 0);
-		TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_WALL_CLOCK_NEW), 0);
-	}
-}
-
 /* A descriptor at address 0 is no command to forget all. */
 TEST_F(area, descriptor_at_0)
 {
@@ -310,16 +270,13 @@ static void on_signal(int sig)
 {
 }
 
-TEST_F(area, signal)
+/* Runs the vCPU with a signal pending. */
+static void run_with_signal(struct kvm_vcpu *vcpu)
 {
-	struct area_test *test = &self->test;
-	struct kvm_vcpu *vcpu = test->vcpu;
 	struct kvm_signal_mask *mask;
-	struct kvm_x86_msr_op *op;
 	sigset_t blocked;
 	int sig;
 
-	enable_exits(test->vm, 1);
 	signal(SIGUSR1, on_signal);
 	sigemptyset(&blocked);
 	sigaddset(&blocked, SIGUSR1);
@@ -327,17 +284,74 @@ TEST_F(area, signal)
 	mask = calloc(1, sizeof(*mask) + 8);
 	mask->len = 8;
 	vcpu_ioctl(vcpu, KVM_SET_SIGNAL_MASK, mask);
+	free(mask);
 
-	op = start_command(test, variant->emulate, REGISTER, AREA_GPA, 4096, VMM_TYPE);
-	op->result = 0x66;
 	raise(SIGUSR1);
 	TEST_ASSERT(__vcpu_run(vcpu) == -1 && errno == EINTR, "errno %d", errno);
+	TEST_ASSERT_EQ(sigwait(&blocked, &sig), 0);
+}
+
+TEST_F(area, signal)
+{
+	struct area_test *test = &self->test;
+	struct kvm_vcpu *vcpu = test->vcpu;
+
+	enable_exits(test->vm, 1);
+	start_command(test, variant->emulate, REGISTER, AREA_GPA, 4096, VMM_TYPE)->result = 0x66;
+	run_with_signal(vcpu);
 	/* The command is complete, and the guest has not gone on yet. */
 	TEST_ASSERT_EQ(result_at(test, DESC_GPA), 0x66);
 	TEST_ASSERT_EQ(guest_op(vcpu)->vector, 0xff);
-	TEST_ASSERT_EQ(sigwait(&blocked, &sig), 0);
 	TEST_ASSERT_EQ(finish_command(vcpu), 0);
-	free(mask);
+}
+
+/* The command to forget all areas, which KVM's own also end with. */
+TEST_F(area, unregister_all)
+{
+	struct area_test *test = &self->test;
+	struct kvm_vcpu *vcpu = test->vcpu;
+	bool emulate = variant->emulate;
+	int i, error;
+
+	enable_exits(test->vm, 1);
+	for (i = 0; i < 6; i++) {
+		error = i % 2;
+		register_areas(test, emulate);
+		start_unregister_all(vcpu, emulate)->error = error;
+		check_msrs(vcpu, WALL_GPA, TIME_GPA | 1, STEAL_GPA | 1);
+		if (i / 2) {
+			if (i / 2 == 1)
+				vcpu_run_complete_io(vcpu);
+			else
+				run_with_signal(vcpu);
+			check_msrs(vcpu, 0, 0, 0);
+			TEST_ASSERT_EQ(guest_op(vcpu)->vector, 0xff);
+		}
+		TEST_ASSERT_EQ(finish_command(vcpu), error ? GP_VECTOR : 0);
+		check_msrs(vcpu, 0, 0, 0);
+	}
+}
+
+/* The VMM gets that once for each vCPU, and KVM ends the areas of that vCPU. */
+TEST(unregister_all_of_vcpus)
+{
+	struct area_test test;
+	int i;
+
+	area_init(&test, 3);
+	enable_exits(test.vm, 1);
+	for (i = 0; i < 3; i++) {
+		test.vcpu = test.vcpus[i];
+		register_areas(&test, false);
+	}
+	for (i = 0; i < 3; i++)
+		start_unregister_all(test.vcpus[i], false);
+	for (i = 0; i < 3; i++) {
+		check_msrs(test.vcpus[i], i ? 0 : WALL_GPA, TIME_GPA | 1, STEAL_GPA | 1);
+		TEST_ASSERT_EQ(finish_command(test.vcpus[i]), 0);
+		check_msrs(test.vcpus[i], 0, 0, 0);
+	}
+	area_free(&test);
 }
 
 /* A vCPU that never runs again, and one whose exit is pending when it is saved. */
@@ -412,114 +426,6 @@ TEST_F(area, descriptor_goes)
 		__vm_set_user_memory_region(test->vm, AREA_SLOT, 0, WINDOW_GPA, 0, NULL);
 		set_area_slot(test, AREA_SLOT, 0, WINDOW_GPA, WINDOW_SIZE);
 	}
-}
-
-/* The exit and the MSR exits do not get into each other's way. */
-TEST_F(area, other_exits)
-{
-	struct area_test *test = &self->test;
-	struct kvm_vcpu *vcpu = test->vcpu;
-	struct kvm_x86_msr_op *op;
-	int i;
-
-	vm_enable_cap(test->vm, KVM_CAP_X86_USER_SPACE_MSR,
-		      KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN);
-	enable_exits(test->vm, 1);
-	for (i = 0; i < 3; i++) {
-		op = start_command(test, variant->emulate, REGISTER, AREA_GPA, 4096, VMM_TYPE);
-		op->result = i;
-		TEST_ASSERT_EQ(finish_command(vcpu), 0);
-		TEST_ASSERT_EQ(result_at(test, DESC_GPA), i);
-
-		start_op(vcpu, true, variant->emulate, 0x4b564d7f, 1);
-		TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_X86_WRMSR);
-		TEST_ASSERT_EQ(vcpu->run->msr.reason, KVM_MSR_EXIT_REASON_UNKNOWN);
-		vcpu->run->msr.error = i % 2;
-		TEST_ASSERT_EQ(finish_command(vcpu), i % 2 ? GP_VECTOR : 0);
-
-		/* Where the guest would get #GP. */
-		start_op(vcpu, true, variant->emulate, REGISTER, DESC_GPA + 1);
-		TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_X86_WRMSR);
-		TEST_ASSERT_EQ(vcpu->run->msr.reason, KVM_MSR_EXIT_REASON_INVAL);
-		TEST_ASSERT_EQ(vcpu->run->msr.index, REGISTER);
-		TEST_ASSERT_EQ(vcpu->run->msr.data, DESC_GPA + 1);
-		vcpu->run->msr.error = i % 2;
-		TEST_ASSERT_EQ(finish_command(vcpu), i % 2 ? GP_VECTOR : 0);
-
-		/* The VMM's own #GP does not come back to it. */
-		op = start_command(test, variant->emulate, REGISTER, AREA_GPA, 4096, VMM_TYPE);
-		op->error = 1;
-		TEST_ASSERT_EQ(finish_command(vcpu), GP_VECTOR);
-	}
-}
-
-/* The filter comes first. */
-TEST_F(area, filter)
-{
-	static u8 deny;
-	struct kvm_msr_filter filter = {
-		.flags = KVM_MSR_FILTER_DEFAULT_ALLOW,
-		.ranges[0] = {
-			.flags = KVM_MSR_FILTER_WRITE,
-			.nmsrs = 1,
-			.base = REGISTER,
-			.bitmap = &deny,
-		},
-	};
-	struct kvm_msr_filter off = { .flags = KVM_MSR_FILTER_DEFAULT_ALLOW };
-	struct area_test *test = &self->test;
-	struct kvm_vcpu *vcpu = test->vcpu;
-	bool emulate = variant->emulate;
-	struct kvm_x86_msr_op *op;
-
-	enable_exits(test->vm, 1);
-	vm_ioctl(test->vm, KVM_X86_SET_MSR_FILTER, &filter);
-	set_desc_at(test, DESC_GPA, AREA_GPA, 4096, VMM_TYPE);
-	TEST_ASSERT_EQ(do_wrmsr(vcpu, emulate, REGISTER, DESC_GPA), GP_VECTOR);
-	TEST_ASSERT_EQ(result_at(test, DESC_GPA), NO_ANSWER);
-
-	vm_enable_cap(test->vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER);
-	start_op(vcpu, true, emulate, REGISTER, DESC_GPA);
-	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_X86_WRMSR);
-	TEST_ASSERT_EQ(vcpu->run->msr.reason, KVM_MSR_EXIT_REASON_FILTER);
-	TEST_ASSERT_EQ(vcpu->run->msr.data, DESC_GPA);
-	TEST_ASSERT_EQ(finish_command(vcpu), 0);
-	TEST_ASSERT_EQ(result_at(test, DESC_GPA), NO_ANSWER);
-
-	/* The other MSR is not filtered. */
-	op = start_command(test, emulate, UNREGISTER, AREA_GPA, 4096, VMM_TYPE);
-	op->result = 0;
-	TEST_ASSERT_EQ(finish_command(vcpu), 0);
-	vm_ioctl(test->vm, KVM_X86_SET_MSR_FILTER, &off);
-
-	/* A filter of a type's MSR: the guest is told, and the VMM is not asked. */
-	TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, TIME_GPA, 32, SYSTEM_TIME), 0);
-	TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, STEAL_GPA, 64, STEAL_TIME), 0);
-	filter.ranges[0].base = MSR_KVM_STEAL_TIME;
-	vm_ioctl(test->vm, KVM_X86_SET_MSR_FILTER, &filter);
-	TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, STEAL_GPA + 64, 64, STEAL_TIME),
-		       KVM_MEM_AREA_DENIED);
-	TEST_ASSERT_EQ(area_command(test, emulate, UNREGISTER, STEAL_GPA, 64, STEAL_TIME),
-		       KVM_MEM_AREA_DENIED);
-	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_STEAL_TIME), STEAL_GPA | 1);
-
-	/* All the others are taken back, and #GP says that not all were. */
-	enable_exits(test->vm, 0);
-	TEST_ASSERT_EQ(do_wrmsr(vcpu, emulate, UNREGISTER, 0), GP_VECTOR);
-	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_SYSTEM_TIME_NEW), 0);
-	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_STEAL_TIME), STEAL_GPA | 1);
-
-	/* Or the VMM gets the exit for that. */
-	vm_enable_cap(test->vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_INVAL);
-	TEST_ASSERT_EQ(area_command(test, emulate, REGISTER, TIME_GPA, 32, SYSTEM_TIME), 0);
-	start_op(vcpu, true, emulate, UNREGISTER, 0);
-	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_X86_WRMSR);
-	TEST_ASSERT_EQ(vcpu->run->msr.reason, KVM_MSR_EXIT_REASON_INVAL);
-	TEST_ASSERT_EQ(vcpu->run->msr.index, UNREGISTER);
-	TEST_ASSERT_EQ(vcpu->run->msr.data, 0);
-	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_SYSTEM_TIME_NEW), 0);
-	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_KVM_STEAL_TIME), STEAL_GPA | 1);
-	TEST_ASSERT_EQ(finish_command(vcpu), 0);
 }
 
 int main(int argc, char *argv[])
