@@ -259,6 +259,47 @@ TEST_F(area, general_protection)
 	TEST_ASSERT_EQ(result_at(test, last), KVM_MEM_AREA_OK);
 }
 
+/* A memslot beyond the guest's physical addresses is none of the guest's memory. */
+TEST_F(area, maxphyaddr)
+{
+	const gpa_t limit = BIT_ULL(36), half = WINDOW_SIZE / 2;
+	struct area_test *test = &self->test;
+	struct kvm_vcpu *vcpu = test->vcpu;
+	bool emulate = variant->emulate;
+	u32 msr;
+
+	if (kvm_cpu_property(X86_PROPERTY_MAX_PHY_ADDR) <= 36)
+		SKIP(return, "KVM has no addresses beyond the guest's");
+
+	vcpu_set_cpuid_property(vcpu, X86_PROPERTY_MAX_PHY_ADDR, 36);
+	/* The window's memory again, half of it on each side of the limit. */
+	vm_set_user_memory_region(test->vm, AREA_SLOT + 1, 0, limit - half, WINDOW_SIZE,
+				  test->mem);
+	enable_exits(test->vm, 1);
+
+	/* The area: beyond the limit, across it, and at its end. */
+	check(test, emulate, limit, 1, VMM_TYPE, KVM_MEM_AREA_BAD_ADDRESS);
+	check(test, emulate, limit + half - 1, 1, VMM_TYPE, KVM_MEM_AREA_BAD_ADDRESS);
+	check(test, emulate, limit, 64, STEAL_TIME, KVM_MEM_AREA_BAD_ADDRESS);
+	check(test, emulate, limit - 1, 2, VMM_TYPE, KVM_MEM_AREA_BAD_ADDRESS);
+	check(test, emulate, limit - PAGE_SIZE, 2 * PAGE_SIZE, VMM_TYPE,
+	      KVM_MEM_AREA_BAD_ADDRESS);
+	check(test, emulate, limit - 8, 12, WALL_CLOCK, KVM_MEM_AREA_BAD_ADDRESS);
+	check(test, emulate, limit - 64, 64, STEAL_TIME, KVM_MEM_AREA_OK);
+	start_command(test, emulate, REGISTER, limit - PAGE_SIZE, PAGE_SIZE, VMM_TYPE);
+	TEST_ASSERT_EQ(finish_command(vcpu), 0);
+
+	/* The descriptor. */
+	for (msr = REGISTER; msr <= UNREGISTER; msr++) {
+		set_desc_at(test, WINDOW_GPA + half, STEAL_GPA, 64, STEAL_TIME);
+		TEST_ASSERT_EQ(do_wrmsr(vcpu, emulate, msr, limit), GP_VECTOR);
+		TEST_ASSERT_EQ(result_at(test, WINDOW_GPA + half), NO_ANSWER);
+		set_desc_at(test, WINDOW_GPA + half - 32, STEAL_GPA, 64, STEAL_TIME);
+		TEST_ASSERT_EQ(do_wrmsr(vcpu, emulate, msr, limit - 32), 0);
+		TEST_ASSERT_EQ(result_at(test, WINDOW_GPA + half - 32), KVM_MEM_AREA_OK);
+	}
+}
+
 /* Area without memory that the host lets KVM write to. */
 TEST_F(area, protected_area)
 {
