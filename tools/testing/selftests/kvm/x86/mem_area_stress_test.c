@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Memory areas: guests that register them in a loop, on all vCPUs, while another
- * vCPU rewrites the descriptor, or the VMM replaces memslots.
+ * vCPU rewrites the descriptor, or the VMM replaces memslots or takes them away.
  */
 #include <pthread.h>
 #include <stdio.h>
@@ -106,6 +106,56 @@ static void guest_race(int id)
 		}
 		guest_nr_ok[0]++;
 		GUEST_ASSERT_NE(READ_ONCE(desc->result), NO_ANSWER);
+	}
+	GUEST_SYNC(0);
+}
+
+/*
+ * The descriptors of guest_beside_removal() are in a page that guest and host have
+ * in two places.  The guest accesses it in one, and the other comes and goes.
+ */
+#define STABLE_SLOT	(AREA_SLOT + 1)
+#define STABLE_GPA	(WINDOW_GPA + WINDOW_SIZE)
+#define GOING_SLOT	(AREA_SLOT + 2)
+#define GOING_GPA	(STABLE_GPA + PAGE_SIZE)
+#define DESC_OFFSET(id)	((id) * KVM_MEM_AREA_DESC_ALIGN)
+
+/* A command is carried out and its result written, or raises #GP without one. */
+static void guest_beside_removal(int id)
+{
+	struct kvm_memory_area *desc = (void *)(STABLE_GPA + DESC_OFFSET(id));
+	const struct {
+		u64 base;
+		u32 size, type;
+	} areas[] = {
+		{ STEAL_OF(id), 64, STEAL_TIME },
+		{ TIME_OF(id), 32, SYSTEM_TIME },
+		{ ACROSS_GPA, 64, VMM_TYPE },
+	};
+	int i;
+
+	for (i = 0; !READ_ONCE(guest_stop); i++) {
+		const u32 msr = i / 3 % 2 ? UNREGISTER : REGISTER, type = areas[i % 3].type;
+		u8 vector, result;
+
+		*desc = (struct kvm_memory_area) {
+			areas[i % 3].base, areas[i % 3].size, type, NO_ANSWER,
+		};
+		vector = wrmsr_safe(msr, GOING_GPA + DESC_OFFSET(id));
+		result = READ_ONCE(desc->result);
+		if (vector) {
+			GUEST_ASSERT_EQ(vector, GP_VECTOR);
+			GUEST_ASSERT_EQ(result, NO_ANSWER);
+			guest_nr_failed[id]++;
+			continue;
+		}
+		guest_nr_ok[id]++;
+		if (type == VMM_TYPE)
+			GUEST_ASSERT_EQ(result, KVM_MEM_AREA_UNKNOWN_TYPE);
+		else if (result)
+			/* What was registered last may have been #GP. */
+			GUEST_ASSERT(msr == UNREGISTER &&
+				     result == KVM_MEM_AREA_NOT_REGISTERED);
 	}
 	GUEST_SYNC(0);
 }
@@ -274,6 +324,14 @@ static void check_msr(struct kvm_vcpu *vcpu, u32 msr, u64 enable, bool may_cross
 	TEST_ASSERT(!value || (may_cross && value == ACROSS_GPA), "MSR %#x is %#lx", msr, value);
 }
 
+/* It has the vCPU's own area, or none. */
+static void check_own_msr(struct kvm_vcpu *vcpu, u32 msr, gpa_t base)
+{
+	const u64 value = vcpu_get_msr(vcpu, msr);
+
+	TEST_ASSERT(!value || value == (base | 1), "MSR %#x is %#lx", msr, value);
+}
+
 /* Any mixture of old and new is one that KVM checks. */
 static void race(bool churn)
 {
@@ -355,6 +413,74 @@ TEST(one_set_of_memslots)
 	pthread_join(thread, NULL);
 	TEST_ASSERT(!nr_wrong, "KVM has accepted an area without memory %d times", nr_wrong);
 	area_free(&test);
+}
+
+/* Takes the memory at GOING_GPA away in each way that there is, and gives it back. */
+static void take_away(struct kvm_vm *vm, void *mem, int round)
+{
+	switch (round % 3) {
+	case 0:
+		vm_set_user_memory_region(vm, GOING_SLOT, 0, GOING_GPA, 0, mem);
+		usleep(5000);
+		vm_set_user_memory_region(vm, GOING_SLOT, 0, GOING_GPA, PAGE_SIZE, mem);
+		break;
+	case 1:
+		mprotect(mem, PAGE_SIZE, PROT_READ);
+		usleep(5000);
+		mprotect(mem, PAGE_SIZE, PROT_READ | PROT_WRITE);
+		break;
+	case 2:
+		mprotect(mem, PAGE_SIZE, PROT_NONE);
+		usleep(5000);
+		mprotect(mem, PAGE_SIZE, PROT_READ | PROT_WRITE);
+		break;
+	}
+}
+
+static void *map_page(struct kvm_vm *vm, int fd, u32 slot, gpa_t gpa)
+{
+	void *mem = kvm_mmap(PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+
+	vm_set_user_memory_region(vm, slot, 0, gpa, PAGE_SIZE, mem);
+	return mem;
+}
+
+/* Nobody sees more of it than #GP. */
+TEST(beside_removal)
+{
+	pthread_t threads[NR_VCPUS];
+	void *stable, *going;
+	struct area_test test;
+	u64 *ok, *failed;
+	bool *stop;
+	int i, fd;
+
+	init(&test, guest_beside_removal);
+	fd = kvm_memfd_alloc(PAGE_SIZE, false);
+	stable = map_page(test.vm, fd, STABLE_SLOT, STABLE_GPA);
+	going = map_page(test.vm, fd, GOING_SLOT, GOING_GPA);
+	virt_map(test.vm, STABLE_GPA, STABLE_GPA, 1);
+	enable_exits(test.vm, 1);
+	stop = guest_ptr(test.vm, guest_stop);
+	ok = *guest_ptr(test.vm, guest_nr_ok);
+	failed = *guest_ptr(test.vm, guest_nr_failed);
+	start_vcpus(&test, threads);
+	for (i = 0; i < 60; i++) {
+		take_away(test.vm, going, i);
+		usleep(20000);
+	}
+	WRITE_ONCE(*stop, true);
+	join_vcpus(threads);
+	for (i = 0; i < NR_VCPUS; i++) {
+		TH_LOG("%lu commands, %lu #GP", ok[i], failed[i]);
+		TEST_ASSERT(ok[i] && failed[i], "%lu commands, %lu #GP", ok[i], failed[i]);
+		check_own_msr(test.vcpus[i], MSR_KVM_SYSTEM_TIME_NEW, TIME_OF(i));
+		check_own_msr(test.vcpus[i], MSR_KVM_STEAL_TIME, STEAL_OF(i));
+	}
+	area_free(&test);
+	kvm_munmap(stable, PAGE_SIZE);
+	kvm_munmap(going, PAGE_SIZE);
+	close(fd);
 }
 
 TEST(rewritten)
