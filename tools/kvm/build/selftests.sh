@@ -55,7 +55,8 @@ our_tests() {
 # Ours that print what must be the same with upstream's C.
 SAME=(memory_region_single_test x86/memory_region_list_partition_test)
 # Ours that use upstream's ioctls only, and must pass with upstream's C as well.
-WITH_C=("${SAME[@]}" x86/{first_shadow_root,gmap_absent,hole_fault,mmio_rmw,nested_ad_dirty_log,nx_huge_page_slot,prefault_obsolete_root}_test)
+WITH_C=("${SAME[@]}" x86/{first_shadow_root,gmap_absent,hole_fault,mem_area_abi,mmio_rmw,nested_ad_dirty_log}_test
+	x86/{nx_huge_page_slot,prefault_obsolete_root}_test)
 # Ours that run with KVM's shadow page tables as well, and one that runs with these only.
 SHADOW=(x86/memory_region_list_{stress,switch,held}_test x86/map_memory_args_test)
 ONLY_SHADOW=x86/shadow_sync_test

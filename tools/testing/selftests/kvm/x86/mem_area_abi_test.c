@@ -192,6 +192,58 @@ TEST_F(area, feature_bit)
 }
 
 /* Without areas, the numbers are as unknown as any. */
+/* Each vCPU has a bit of its own. */
+TEST(feature_bit_of_vcpus)
+{
+	struct area_test test;
+	int i;
+
+	area_init(&test, 2);
+	vcpu_clear_cpuid_feature(test.vcpus[1], X86_FEATURE_KVM_MEM_AREA);
+	for (i = 0; i < 2; i++) {
+		set_desc_at(&test, DESC_GPA, STEAL_GPA, 64, STEAL_TIME);
+		TEST_ASSERT_EQ(do_wrmsr(test.vcpus[1], false, REGISTER, DESC_GPA), GP_VECTOR);
+		TEST_ASSERT_EQ(result_at(&test, DESC_GPA), NO_ANSWER);
+		TEST_ASSERT_EQ(area_command(&test, false, REGISTER, STEAL_GPA, 64,
+					    STEAL_TIME), KVM_MEM_AREA_OK);
+	}
+	check_msrs(test.vcpus[0], 0, 0, STEAL_GPA | 1);
+	check_msrs(test.vcpus[1], 0, 0, 0);
+	area_free(&test);
+}
+
+/* KVM's leaves can be higher, e.g. after Hyper-V's. */
+static void move_leaves(struct kvm_vcpu *vcpu, u32 features)
+{
+	struct kvm_cpuid_entry2 *signature, *leaf;
+
+	/* Getting an entry gets all of them anew. */
+	leaf = vcpu_get_cpuid_entry(vcpu, KVM_CPUID_FEATURES);
+	signature = vcpu_get_cpuid_entry(vcpu, KVM_CPUID_SIGNATURE);
+	signature->function |= 0x100;
+	signature->eax |= 0x100;
+	leaf->function = features;
+	vcpu_set_cpuid(vcpu);
+}
+
+TEST_F(area, feature_bit_at_higher_base)
+{
+	struct area_test *test = &self->test;
+
+	move_leaves(test->vcpu, KVM_CPUID_FEATURES | 0x100);
+	TEST_ASSERT_EQ(area_command(test, variant->emulate, REGISTER, STEAL_GPA, 64,
+				    STEAL_TIME), KVM_MEM_AREA_OK);
+}
+
+/* The leaf at the lower base is not KVM's then. */
+TEST_F(area, feature_bit_below_base)
+{
+	struct area_test *test = &self->test;
+
+	move_leaves(test->vcpu, KVM_CPUID_FEATURES);
+	TEST_ASSERT_EQ(do_wrmsr(test->vcpu, variant->emulate, REGISTER, DESC_GPA), GP_VECTOR);
+}
+
 static void test_absent(void)
 {
 	struct kvm_area_info info = { .enabled = 1 };
