@@ -188,7 +188,7 @@ upstream() {
 INTEL_UPSTREAM=(set_memory_region_test pre_fault_memory_test "kvm_page_table_test -b 64M" "dirty_log_test -i 3 -I 10"
 	"memslot_perf_test -l 1 -s 64 -t 60 -f 3 -e 4" x86/xapic_{ipi,state}_test x86/nested_dirty_log_test)
 INTEL_SHORT=(x86/memory_region_list_{,order_,dirty_log_,switch_}test x86/map_memory_{args,mapping,huge}_test
-	"x86/memory_region_list_reshape_race_test 20"
+	"x86/memory_region_list_reshape_race_test 20" x86/mem_area_modes_test
 	shadow:x86/map_memory_args_test eptad:x86/memory_region_list_dirty_log_test)
 # intel_list FLAVOUR: both flavours run what needs no ioctl of ours.
 intel_list() {

@@ -10,8 +10,6 @@
 #define SMM_PORT	0x0e
 #define AREA_SLOT_SMM	((1 << 16) | AREA_SLOT)
 
-#define STEAL_GPA	(AREA_GPA + 128)
-
 /* Where the operands are in smi_handler. */
 #define SMI_MSR		2
 #define SMI_EAX		8
@@ -247,13 +245,26 @@ static void l1_entry_list_code(struct vmx_pages *vmx, u64 exit_reason)
 	GUEST_SYNC(0);
 }
 
-/* Leaves L2 for the VMM, with a command in the list for the exit from L2. */
-static void l1_exit_list_code(struct vmx_pages *vmx)
+static void launch_with_exit_list(struct vmx_pages *vmx, void *l2)
 {
-	setup_vmx(vmx, l2_sync_code);
+	setup_vmx(vmx, l2);
 	GUEST_ASSERT(!vmwrite(VM_EXIT_MSR_LOAD_ADDR, LIST_GPA));
 	GUEST_ASSERT(!vmwrite(VM_EXIT_MSR_LOAD_COUNT, 1));
-	vmlaunch();
+	GUEST_ASSERT(!vmlaunch());
+}
+
+/* Has L2 exit to L1 with a command in the list. */
+static void l1_exit_list_code(struct vmx_pages *vmx, u64 exit_reason)
+{
+	launch_with_exit_list(vmx, l2_vmcall_code);
+	GUEST_ASSERT_EQ(vmreadz(VM_EXIT_REASON), exit_reason);
+	GUEST_SYNC(0);
+}
+
+/* Leaves L2 for the VMM, with a command in the list for the exit from L2. */
+static void l1_pending_exit_list_code(struct vmx_pages *vmx)
+{
+	launch_with_exit_list(vmx, l2_sync_code);
 }
 
 static void init_list(struct area_test *test, void *l1, u32 type, u64 exit_reason)
@@ -272,7 +283,6 @@ static void init_list(struct area_test *test, void *l1, u32 type, u64 exit_reaso
 	vcpu_arch_set_entry_point(test->vcpu, l1);
 	vcpu_run(test->vcpu);
 	guest_op(test->vcpu)->vector = 0;
-	op_vector(test->vcpu);
 }
 
 /* KVM's types are served, the VMM's make the load fail. */
@@ -284,11 +294,25 @@ TEST(vmx_lists)
 		SKIP(return, "No VMX");
 
 	init_list(&test, l1_entry_list_code, STEAL_TIME, EXIT_REASON_VMCALL);
+	op_vector(test.vcpu);
 	TEST_ASSERT_EQ(result_at(&test, DESC_GPA), KVM_MEM_AREA_OK);
 	TEST_ASSERT_EQ(vcpu_get_msr(test.vcpu, MSR_KVM_STEAL_TIME), STEAL_GPA | 1);
 	area_free(&test);
 
 	init_list(&test, l1_entry_list_code, VMM_TYPE, EXIT_REASON_MSR_LOAD_FAIL | BIT(31));
+	op_vector(test.vcpu);
+	TEST_ASSERT_EQ(result_at(&test, DESC_GPA), NO_ANSWER);
+	area_free(&test);
+
+	init_list(&test, l1_exit_list_code, STEAL_TIME, EXIT_REASON_VMCALL);
+	op_vector(test.vcpu);
+	TEST_ASSERT_EQ(result_at(&test, DESC_GPA), KVM_MEM_AREA_OK);
+	check_msrs(test.vcpu, 0, 0, STEAL_GPA | 1);
+	area_free(&test);
+
+	/* L1 cannot be told that a load has failed on the way out of L2. */
+	init_list(&test, l1_exit_list_code, VMM_TYPE, 0);
+	TEST_ASSERT_KVM_EXIT_REASON(test.vcpu, KVM_EXIT_SHUTDOWN);
 	TEST_ASSERT_EQ(result_at(&test, DESC_GPA), NO_ANSWER);
 	area_free(&test);
 }
@@ -301,7 +325,8 @@ TEST(vmx_list_of_destroyed_vcpu)
 	if (!kvm_cpu_has(X86_FEATURE_VMX))
 		SKIP(return, "No VMX");
 
-	init_list(&test, l1_exit_list_code, STEAL_TIME, 0);
+	init_list(&test, l1_pending_exit_list_code, STEAL_TIME, 0);
+	op_vector(test.vcpu);
 	kvm_vm_free(test.vm);
 	TEST_ASSERT_EQ(result_at(&test, DESC_GPA), NO_ANSWER);
 	kvm_munmap(test.mem, WINDOW_SIZE);
