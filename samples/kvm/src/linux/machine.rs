@@ -217,7 +217,7 @@ impl<D: Devices> Machine<D> {
 
     /// Lets the vCPU of a VM run.
     pub fn start(memory: GuestMemoryMmap, vm: VmFd, mut vcpu: Vcpu<D>) -> Result<Machine<D>> {
-        let immediate_exit = ImmediateExit::of(&mut vcpu.fd);
+        let immediate_exit = ImmediateExit::of(&vcpu.fd)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (end_to, ended) = mpsc::channel();
         let counter = |name| {
@@ -230,10 +230,11 @@ impl<D: Devices> Machine<D> {
         let output = lock(&vcpu.uart).writer().clone();
         let uart = vcpu.uart.clone();
         let order = stop.clone();
+        let exit = immediate_exit.clone();
         let thread = thread::Builder::new()
             .name("vcpu0".to_owned())
             .spawn(move || {
-                let end = vcpu.run(immediate_exit, &order);
+                let end = vcpu.run(&exit, &order);
                 // Nobody listens if the machine is being stopped.
                 let _ = end_to.send(());
                 (vcpu, end)
@@ -362,7 +363,7 @@ impl<D: Devices> Vcpu<D> {
     }
 
     /// Runs the guest until it ends; `None` if the order to stop came first.
-    fn run(&mut self, immediate_exit: ImmediateExit, stop: &AtomicBool) -> Option<End> {
+    fn run(&mut self, immediate_exit: &ImmediateExit, stop: &AtomicBool) -> Option<End> {
         loop {
             immediate_exit.set(false);
             // KVM finishes the last exit before it looks at this byte.

@@ -3,7 +3,6 @@
 //! A thread for each vCPU of a VM: paused, resumed, ended.
 
 use std::marker::PhantomData;
-use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -20,9 +19,7 @@ pub struct Threads<T> {
 }
 
 struct Vcpu<T> {
-    /// Returns the vCPU even if what ran it panicked: the owner of `immediate_exit`
-    /// must not go before this is joined.
-    thread: JoinHandle<(VcpuFd, thread::Result<T>)>,
+    thread: JoinHandle<(VcpuFd, T)>,
     immediate_exit: ImmediateExit,
 }
 
@@ -106,7 +103,12 @@ impl Permit<'_> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.shared.lock().alive -= 1;
+        let mut state = self.shared.lock();
+        state.alive -= 1;
+        if thread::panicking() {
+            let how = || "a vCPU thread panicked".to_owned();
+            state.failure.get_or_insert_with(how);
+        }
         self.shared.changed.notify_all();
     }
 }
@@ -127,11 +129,11 @@ impl<T> Threads<T> {
     }
 
     /// Starts the thread of vCPU `id`, which calls `run`. The vCPU counts as running
-    /// until `run` drops the permit. `run` must leave the `VcpuFd` in its place.
+    /// until `run` drops the permit.
     ///
     /// # Errors
     ///
-    /// The system has no room for a thread.
+    /// The system has no room for a thread, or does not map the vCPU's `kvm_run`.
     pub fn start(
         &mut self,
         id: u64,
@@ -141,14 +143,12 @@ impl<T> Threads<T> {
     where
         T: Send + 'static,
     {
-        // The VcpuFd moves into the thread, and from there into the result that
-        // `Vcpu::thread` holds.
-        let immediate_exit = ImmediateExit::of(&mut fd);
-        let permit = Permit::new(immediate_exit, &self.shared);
+        let immediate_exit = ImmediateExit::of(&fd)?;
+        let permit = Permit::new(immediate_exit.clone(), &self.shared);
         let thread = thread::Builder::new()
             .name(format!("vcpu{id}"))
             .spawn(move || {
-                let result = catch_unwind(AssertUnwindSafe(|| run(&mut fd, permit)));
+                let result = run(&mut fd, permit);
                 (fd, result)
             })
             .context("cannot create a thread")?;
@@ -205,15 +205,15 @@ impl<T> Threads<T> {
         ended.into_iter().map(|ended| Ok(ended?.1)).collect()
     }
 
-    /// Stops all vCPUs for good, and takes one out, by its position in the order in
-    /// which they were started.
+    /// Stops all vCPUs for good, and takes one out, by its position among those that are
+    /// left, in the order in which they were started.
     ///
     /// # Errors
     ///
     /// Its thread panicked.
     pub fn take(&mut self, vcpu: usize) -> Result<VcpuFd> {
         drop(self.order(Order::Quit));
-        let (fd, _) = join(self.vcpus.swap_remove(vcpu))?;
+        let (fd, _) = join(self.vcpus.remove(vcpu))?;
         Ok(fd)
     }
 
@@ -250,23 +250,51 @@ impl<T> Drop for Threads<T> {
 }
 
 fn join<T>(vcpu: Vcpu<T>) -> Result<(VcpuFd, T)> {
-    let ended = vcpu.thread.join();
-    ended
-        .and_then(|(fd, result)| Ok((fd, result?)))
+    vcpu.thread
+        .join()
         .map_err(|_| anyhow!("a vCPU thread panicked"))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::fd::FromRawFd;
+
+    use anyhow::ensure;
+
     use super::*;
 
+    /// A file in place of a vCPU's.
+    fn no_vcpu() -> Result<File> {
+        // SAFETY: the name is a C string.
+        let fd = unsafe { libc::memfd_create(c"kvm_run".as_ptr(), 0) };
+        ensure!(fd >= 0, "memfd_create failed");
+        // SAFETY: the descriptor is new, and nothing else owns it.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(0x1000)?;
+        Ok(file)
+    }
+
     #[test]
-    fn a_pause_waits_for_the_vcpus_that_can_go_on() {
+    fn immediate_exit_outlives_the_vcpu() -> Result<()> {
+        let vcpu = no_vcpu()?;
+        let exit = ImmediateExit::of(&vcpu)?;
+        drop(vcpu);
+        exit.set(true);
+        exit.clone().set(false);
+        Ok(())
+    }
+
+    #[test]
+    fn a_pause_waits_for_the_vcpus_that_can_go_on() -> Result<()> {
         let mut threads = Threads::<()>::new();
-        let permit = || Permit::new(ImmediateExit::of_no_vcpu(), &threads.shared);
-        let (runs, fails, panics) = (permit(), permit(), permit());
+        let vcpu = no_vcpu()?;
+        let permit =
+            || -> Result<_> { Ok(Permit::new(ImmediateExit::of(&vcpu)?, &threads.shared)) };
+        let (runs, fails, panics) = (permit()?, permit()?, permit()?);
         let thread = thread::spawn(move || while runs.may_run() {});
-        thread::spawn(move || fails.fail("no memory".to_owned()));
+        let failed = thread::spawn(move || fails.fail("no memory".to_owned()));
+        assert!(failed.join().is_ok());
         thread::spawn(move || {
             let _permit = panics;
             std::panic::resume_unwind(Box::new("not printed"));
@@ -280,5 +308,19 @@ mod tests {
         threads.quit();
         assert!(thread.join().is_ok());
         assert!(threads.wait_for_end(Duration::ZERO));
+        Ok(())
+    }
+
+    #[test]
+    fn a_panic_is_a_failure() -> Result<()> {
+        let threads = Threads::<()>::new();
+        let permit = Permit::new(ImmediateExit::of(&no_vcpu()?)?, &threads.shared);
+        let thread = thread::spawn(move || {
+            let _permit = permit;
+            std::panic::resume_unwind(Box::new("not printed"));
+        });
+        assert!(thread.join().is_err());
+        assert!(threads.failure().is_some());
+        Ok(())
     }
 }
