@@ -10,7 +10,7 @@ PACKAGES+=,qemu-system-x86,busybox-static,kexec-tools,procps,mount,perl
 PACKAGES+=,bochs,bochsbios,vgabios,grub-pc-bin,grub-common,xorriso,mtools
 PACKAGES+=,libdw-dev,libcap-ng-dev,libcap-dev,uuid-dev,libnuma-dev
 PACKAGES+=,shellcheck,python3-sphinx,python3-ply,python3-git,codespell,strace,gdb
-TOOLS=(clang ld.lld llvm-ar llvm-nm rustc clippy-driver bindgen cargo bc bison flex cpio rsync perl qemu-system-x86_64 busybox)
+TOOLS=(clang ld.lld llvm-ar llvm-nm rustc clippy-driver bindgen cargo bc bison flex cpio rsync perl qemu-system-x86_64 busybox kexec)
 
 # The Debian mirror that this machine's apt uses (a URI that serves the suite's main archive).
 mirror() {

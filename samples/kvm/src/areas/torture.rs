@@ -87,6 +87,8 @@ pub fn run(kvm: &Kvm, files: &Files, cycles: u32) -> Result<()> {
     guest.begin(&format!("{KEXEC} -e"))?;
     guest.booted()?;
     nothing_is_left(&guest.served)?;
+    // What it said while it booted is not about areas.
+    guest.run("dmesg -c >/dev/null")?;
 
     eprintln!("a reboot with areas ...");
     register(&guest)?;
@@ -100,17 +102,22 @@ fn fail_allocations(guest: &Guest) -> Result<()> {
     // The kernel counts `times` down when it lets an allocation fail. The process itself cannot
     // tell: it is gone by then.
     const TIMES: &str = "/sys/kernel/debug/fail*/times";
-    const SLAB: &str = "/sys/kernel/debug/failslab";
-
-    let can_fail = format!("[ -e /proc/self/fail-nth -a -e {SLAB} ] && echo yes || :");
-    if guest.run(&can_fail)?.trim().is_empty() {
+    let can_fail = "[ -e /proc/self/fail-nth -a -e /sys/kernel/debug/failslab ] && echo yes || :";
+    if guest.run(can_fail)?.trim().is_empty() {
         eprintln!("(this guest cannot inject failures)");
         return Ok(());
     }
-    // Those of a task that can sleep, too.
-    guest.run(&format!(
-        "echo N >{SLAB}/ignore-gfp-wait; echo 0 >{SLAB}/verbose"
-    ))?;
+    // Those of a task that can sleep, too, and those of single pages.
+    for (value, file) in [
+        ("N", "ignore-gfp-wait"),
+        ("N", "ignore-gfp-highmem"),
+        ("0", "min-order"),
+        ("0", "verbose"),
+    ] {
+        guest.run(&format!(
+            "for f in /sys/kernel/debug/fail*/{file}; do echo {value} >$f; done"
+        ))?;
+    }
     let (mut failed, mut loaded) = (0, 0);
     for nth in 1.. {
         let found = guest.run(&format!(
