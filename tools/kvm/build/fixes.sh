@@ -18,26 +18,42 @@ declare -A TEST=(
 
 # verdict MODULES TEST: of one run, in a VM of its own.
 verdict() {
-	local out=$OUT/fixes log=$LOG/fixes
+	local out=$OUT/fixes log=$LOG/fixes status=0 last
 	mkdir -p "$out"
-	echo "$2" >"$out/list"
-	if SHARE=$out FLAVOUR=c MEM=${MEM:-6G} CMD="guest-selftests $IN_WORK/selftests 120 $1 </mnt/share/list" \
-		"$(dirname "$0")/vm.sh" >"$log" 2>"$log.kernel"; then
-		cut -d' ' -f3 "$log"
-	elif grep -q 'the kernel complained' "$log.kernel"; then
-		echo complaint
-	else
-		echo death
-	fi
+	# The first one passes with any KVM: the VM and the modules work.
+	printf '%s\n' kvm_binary_stats_test "$2" >"$out/list"
+	SHARE=$out FLAVOUR=c MEM=${MEM:-6G} CMD="guest-selftests $IN_WORK/selftests 120 $1 </mnt/share/list" \
+		"$(dirname "$0")/vm.sh" >"$log" 2>"$log.kernel" || status=$?
+	grep -q "^$1 kvm_binary_stats_test pass" "$log" || { echo no-vm; return; }
+	last=$(sed -n "s|^$1 $2 \([a-z]*\) .*|\1|p" "$log")
+	case $status,$last in
+	0,*) echo "$last" ;;
+	*,) echo death ;;
+	*) echo complaint ;;
+	esac
+}
+
+# wanted VERDICTS MODULES TEST: one of VERDICTS, or what the third run gives: a race may not come about.
+wanted() {
+	local verdict
+	for _ in 1 2 3; do
+		verdict=$(verdict "$2" "$3")
+		[[ ! " $1 " == *" $verdict "* ]] || break
+	done
+	echo "$verdict"
 }
 
 "$(dirname "$0")/selftests.sh" build
 lock
+"$(dirname "$0")/tree.sh" build
+need_disk 3 "building KVM without its fixes"
 copy_build c fixes
 configure fixes {base,areas}.config c.config
 unfixed=$WORK/kernel/unfixed
 mkdir -p "$unfixed"
-trap 'rm -rf "$unfixed" "$WORK/tree.key"; "$(dirname "$0")/tree.sh" build' EXIT
+trap 'rm -rf "$unfixed" "$WORK/build/fixes"; "$(dirname "$0")/tree.sh" build' EXIT
+# Until the end the tree is not what its key says.
+rm -f "$WORK/tree.key"
 failed=0
 for number in $(printf '%s\n' "${!TEST[@]}" | sort); do
 	fix=$(echo "$SRC/patches/$number"-*.patch)
@@ -46,12 +62,14 @@ for number in $(printf '%s\n' "${!TEST[@]}" | sort); do
 	patch_tree "$WORK/tree" -C1 -R "$fix"
 	compile fixes 100 arch/x86/kvm/kvm{,-amd,-intel}.ko virt/lib/irqbypass.ko || die "KVM does not build without $number"
 	patch_tree "$WORK/tree" -C1 "$fix"
-	find "$WORK/build/fixes" -name '*.ko' -exec cp {} "$unfixed/" \;
-	with=$(verdict c "${TEST[$number]}")
-	without=$(verdict unfixed "${TEST[$number]}")
+	find "$WORK/build/fixes" -name '*.ko' -exec cp -t "$unfixed" {} +
+	with=$(wanted pass c "${TEST[$number]}")
+	without=$(wanted "fail timeout complaint death" unfixed "${TEST[$number]}")
 	what="$number, ${TEST[$number]}: $with with it, $without without: $subject"
 	if [[ $with == pass && $without =~ ^(fail|timeout|complaint|death)$ ]]; then
 		result pass "$what"
+	elif [[ $with == skip || $without == skip ]]; then
+		result skip "$what"
 	else
 		result fail "$what" "$LOG/fixes"
 		failed=1
