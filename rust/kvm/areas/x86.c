@@ -139,8 +139,7 @@ bool kvm_mem_area_is_memory(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size)
 	gpa_t last = gpa + size - 1;
 	gfn_t gfn, end;
 
-	if (!kvm_vcpu_is_legal_gpa(vcpu, gpa) ||
-	    !kvm_vcpu_is_legal_gpa(vcpu, last))
+	if (!kvm_vcpu_is_legal_gpa(vcpu, last))
 		return false;
 
 	gfn = gpa_to_gfn(gpa);

@@ -131,7 +131,7 @@ void kvm_memory_wait_for_readers(struct kvm *kvm)
 void kvm_memory_copy_arch_back(struct kvm *kvm, struct kvm_memory_slot *slot,
 			       const struct kvm_memory_slot *copy)
 {
-	const bool bound = slot->flags & KVM_MEM_GUEST_MEMFD;
+	const bool bound = kvm_slot_has_gmem(slot);
 
 	lockdep_assert_held(&kvm->slots_arch_lock);
 

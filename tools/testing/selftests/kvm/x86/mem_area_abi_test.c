@@ -191,7 +191,6 @@ TEST_F(area, feature_bit)
 	}
 }
 
-/* Without areas, the numbers are as unknown as any. */
 /* Each vCPU has a bit of its own. */
 TEST(feature_bit_of_vcpus)
 {
@@ -244,6 +243,7 @@ TEST_F(area, feature_bit_below_base)
 	TEST_ASSERT_EQ(do_wrmsr(test->vcpu, variant->emulate, REGISTER, DESC_GPA), GP_VECTOR);
 }
 
+/* Without areas, the numbers are as unknown as any. */
 static void test_absent(void)
 {
 	struct kvm_area_info info = { .enabled = 1 };
