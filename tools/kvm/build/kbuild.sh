@@ -50,6 +50,16 @@ compile() {
 	touch "$dir/.built"
 }
 
+# compile_kvm NAME: KVM's modules only.
+compile_kvm() {
+	compile "$1" 100 arch/x86/kvm/kvm{,-amd,-intel}.ko virt/lib/irqbypass.ko
+}
+
+# subject MAIL: of a patch.
+subject() {
+	git mailinfo /dev/null /dev/null <"$1" | sed -n 's/^Subject: //p'
+}
+
 # copy_build FROM NAME: a copy of a finished build is where one that differs in KVM only starts from.
 copy_build() {
 	[[ ! -d $WORK/build/$2 ]] || return 0

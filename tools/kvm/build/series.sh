@@ -131,7 +131,7 @@ declare -A configured
 build() {
 	local at=$1 name=$2
 	if { [[ -n ${configured[$name]:-} ]] || configure "${@:2}"; } &&
-		compile "$name" 100 arch/x86/kvm/kvm{,-amd,-intel}.ko virt/lib/irqbypass.ko; then
+		compile_kvm "$name"; then
 		configured[$name]=1
 		return
 	fi
@@ -155,7 +155,7 @@ if [[ ${BUILD:-} == 1 ]]; then
 	done <"$CACHE/series.files"
 	for mail in "$OUT"/series/0*[1-9]*-*.patch; do
 		at=${mail##*/} at=${at%%-*}
-		subject=$(git mailinfo /dev/null /dev/null <"$mail" | sed -n 's/^Subject: //p')
+		subject=$(subject "$mail")
 		patch_tree "$tree" "$mail"
 		git apply --numstat "$mail" | cut -f3 >"$CACHE/series.touched"
 		if grep -qx tools/testing/selftests/kvm/Makefile.kvm "$CACHE/series.touched"; then
