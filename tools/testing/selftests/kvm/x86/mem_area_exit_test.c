@@ -311,24 +311,26 @@ TEST_F(area, unregister_all)
 	struct area_test *test = &self->test;
 	struct kvm_vcpu *vcpu = test->vcpu;
 	bool emulate = variant->emulate;
+	/* How it is completed, before the guest goes on. */
+	void (*const complete[])(struct kvm_vcpu *vcpu) = {
+		NULL, vcpu_run_complete_io, run_with_signal,
+	};
 	int i, error;
 
 	enable_exits(test->vm, 1);
-	for (i = 0; i < 6; i++) {
-		error = i % 2;
-		register_areas(test, emulate);
-		start_unregister_all(vcpu, emulate)->error = error;
-		check_msrs(vcpu, WALL_GPA, TIME_GPA | 1, STEAL_GPA | 1);
-		if (i / 2) {
-			if (i / 2 == 1)
-				vcpu_run_complete_io(vcpu);
-			else
-				run_with_signal(vcpu);
+	for (i = 0; i < ARRAY_SIZE(complete); i++) {
+		for (error = 0; error < 2; error++) {
+			register_areas(test, emulate);
+			start_unregister_all(vcpu, emulate)->error = error;
+			check_msrs(vcpu, WALL_GPA, TIME_GPA | 1, STEAL_GPA | 1);
+			if (complete[i]) {
+				complete[i](vcpu);
+				check_msrs(vcpu, 0, 0, 0);
+				TEST_ASSERT_EQ(guest_op(vcpu)->vector, 0xff);
+			}
+			TEST_ASSERT_EQ(finish_command(vcpu), error ? GP_VECTOR : 0);
 			check_msrs(vcpu, 0, 0, 0);
-			TEST_ASSERT_EQ(guest_op(vcpu)->vector, 0xff);
 		}
-		TEST_ASSERT_EQ(finish_command(vcpu), error ? GP_VECTOR : 0);
-		check_msrs(vcpu, 0, 0, 0);
 	}
 }
 

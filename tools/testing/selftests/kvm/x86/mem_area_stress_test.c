@@ -215,12 +215,16 @@ static void start_vcpus(struct area_test *test, pthread_t *threads)
 		pthread_create(&threads[i], NULL, run_vcpu, test->vcpus[i]);
 }
 
-static void join_vcpus(pthread_t *threads)
+/* Has the guest end, and lets it run again if it is started again. */
+static void stop_vcpus(struct area_test *test, pthread_t *threads)
 {
+	bool *stop = guest_ptr(test->vm, guest_stop);
 	int i;
 
+	WRITE_ONCE(*stop, true);
 	for (i = 0; i < NR_VCPUS; i++)
 		pthread_join(threads[i], NULL);
+	WRITE_ONCE(*stop, false);
 }
 
 static long slab_kb(void)
@@ -244,12 +248,10 @@ TEST(slab)
 	unsigned long loops = 0;
 	long before = 0, growth;
 	int i, tenths;
-	bool *stop;
 	u64 *ok;
 
 	init(&test, guest_loop);
 	enable_exits(test.vm, 1);
-	stop = guest_ptr(test.vm, guest_stop);
 	ok = *guest_ptr(test.vm, guest_nr_ok);
 	/* The first round warms up. */
 	for (i = 0; i < 2; i++) {
@@ -261,9 +263,7 @@ TEST(slab)
 				break;
 			usleep(100000);
 		}
-		WRITE_ONCE(*stop, true);
-		join_vcpus(threads);
-		WRITE_ONCE(*stop, false);
+		stop_vcpus(&test, threads);
 		loops = ok[0] + ok[1] - loops;
 	}
 	growth = slab_kb() - before;
@@ -295,17 +295,14 @@ static void replace_slots(struct area_test *test, int round)
 TEST(beside_lists)
 {
 	pthread_t threads[NR_VCPUS];
-	bool *stop;
 	struct area_test test;
 	int i;
 
 	init(&test, guest_loop);
-	stop = guest_ptr(test.vm, guest_stop);
 	start_vcpus(&test, threads);
 	for (i = 0; i < 60; i++)
 		replace_slots(&test, i);
-	WRITE_ONCE(*stop, true);
-	join_vcpus(threads);
+	stop_vcpus(&test, threads);
 	TH_LOG("%lu and %lu rounds beside %d lists", (*guest_ptr(test.vm, guest_nr_ok))[0],
 	       (*guest_ptr(test.vm, guest_nr_ok))[1], i);
 	area_free(&test);
@@ -337,13 +334,11 @@ static void race(bool churn)
 {
 	pthread_t threads[NR_VCPUS];
 	struct area_test test;
-	bool *stop;
 	u64 *ok, *failed;
 	int i;
 
 	init(&test, guest_race);
 	enable_exits(test.vm, 1);
-	stop = guest_ptr(test.vm, guest_stop);
 	ok = *guest_ptr(test.vm, guest_nr_ok);
 	failed = *guest_ptr(test.vm, guest_nr_failed);
 	start_vcpus(&test, threads);
@@ -355,8 +350,7 @@ static void race(bool churn)
 		madvise(test.mem, PAGE_SIZE, MADV_DONTNEED);
 		replace_slots(&test, i);
 	}
-	WRITE_ONCE(*stop, true);
-	join_vcpus(threads);
+	stop_vcpus(&test, threads);
 	check_msr(test.vcpu, MSR_KVM_WALL_CLOCK_NEW, 0, true);
 	check_msr(test.vcpu, MSR_KVM_SYSTEM_TIME_NEW, 1, false);
 	check_msr(test.vcpu, MSR_KVM_STEAL_TIME, 1, false);
@@ -452,7 +446,6 @@ TEST(beside_removal)
 	void *stable, *going;
 	struct area_test test;
 	u64 *ok, *failed;
-	bool *stop;
 	int i, fd;
 
 	init(&test, guest_beside_removal);
@@ -461,7 +454,6 @@ TEST(beside_removal)
 	going = map_page(test.vm, fd, GOING_SLOT, GOING_GPA);
 	virt_map(test.vm, STABLE_GPA, STABLE_GPA, 1);
 	enable_exits(test.vm, 1);
-	stop = guest_ptr(test.vm, guest_stop);
 	ok = *guest_ptr(test.vm, guest_nr_ok);
 	failed = *guest_ptr(test.vm, guest_nr_failed);
 	start_vcpus(&test, threads);
@@ -469,8 +461,7 @@ TEST(beside_removal)
 		take_away(test.vm, going, i);
 		usleep(20000);
 	}
-	WRITE_ONCE(*stop, true);
-	join_vcpus(threads);
+	stop_vcpus(&test, threads);
 	for (i = 0; i < NR_VCPUS; i++) {
 		TH_LOG("%lu commands, %lu #GP", ok[i], failed[i]);
 		TEST_ASSERT(ok[i] && failed[i], "%lu commands, %lu #GP", ok[i], failed[i]);
