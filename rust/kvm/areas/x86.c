@@ -75,15 +75,6 @@ static struct kvm_memory_slot *shared_memslot(struct kvm_vcpu *vcpu, gpa_t gpa,
 	return slot;
 }
 
-/* The address to which KVM can write what is at @gpa, or an error. */
-static unsigned long area_hva(struct kvm_vcpu *vcpu, gpa_t gpa)
-{
-	gfn_t gfn = gpa_to_gfn(gpa);
-	unsigned long hva = gfn_to_hva_memslot(area_memslot(vcpu, gfn), gfn);
-
-	return kvm_is_error_hva(hva) ? hva : hva + offset_in_page(gpa);
-}
-
 /*
  * Whether userspace lets KVM write the byte at @hva.  Its value does not change,
  * also if the guest writes it meanwhile.
@@ -101,9 +92,11 @@ static bool can_write_byte(unsigned long hva)
 
 static bool can_write_gpa(struct kvm_vcpu *vcpu, gpa_t gpa)
 {
-	unsigned long hva = area_hva(vcpu, gpa);
+	gfn_t gfn = gpa_to_gfn(gpa);
+	unsigned long hva = gfn_to_hva_memslot(area_memslot(vcpu, gfn), gfn);
 
-	return !kvm_is_error_hva(hva) && can_write_byte(hva);
+	return !kvm_is_error_hva(hva) &&
+	       can_write_byte(hva + offset_in_page(gpa));
 }
 
 /*
