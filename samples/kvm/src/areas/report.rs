@@ -14,7 +14,7 @@ use crate::{
         served::{Beats, Memory, Remains},
         watch::{Sample, Stalls},
     },
-    chart::{draw_legend, FONT, SEA_BLUE, VERMILION},
+    chart::{draw_axes, draw_curve, draw_legend, FONT, SEA_BLUE, VERMILION},
 };
 
 /// What one kind of heartbeat costs.
@@ -211,21 +211,12 @@ fn draw(report: &Report, drawing: &mut String) -> Result<(), Box<dyn std::error:
         });
     let root = SVGBackend::with_string(drawing, (900, 420)).into_drawing_area();
     root.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&root)
-        .caption("Heartbeat of Linux, read from its memory", (FONT, 20))
-        .margin(12)
-        .x_label_area_size(44)
-        .y_label_area_size(64)
-        .build_cartesian_2d(0.0..time * 1.02, 0.0..beats * 1.05)?;
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .label_style((FONT, 13))
-        .axis_desc_style((FONT, 14))
-        .x_desc("seconds")
-        .y_desc("beats")
-        .y_label_formatter(&|beats| format!("{beats:.0}"))
-        .draw()?;
+    let mut chart = draw_axes(
+        &root,
+        "Heartbeat of Linux, read from its memory",
+        ("seconds", time),
+        ("beats", beats),
+    )?;
     for hang in &report.hangs {
         let (start, end) = (hang.at.as_secs_f64(), (hang.at + hang.time).as_secs_f64());
         chart.draw_series([Rectangle::new(
@@ -251,14 +242,12 @@ fn draw(report: &Report, drawing: &mut String) -> Result<(), Box<dyn std::error:
         TextStyle::from((FONT, 13)).pos(Pos::new(HPos::Right, VPos::Top)),
     )])?;
     for (label, curve, color) in &curves {
-        let color = *color;
-        chart
-            .draw_series(LineSeries::new(
-                curve.iter().copied(),
-                color.stroke_width(2),
-            ))?
-            .label(*label)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+        draw_curve(
+            &mut chart,
+            curve.iter().copied(),
+            (*label).to_owned(),
+            *color,
+        )?;
     }
     let end = curves
         .iter()
