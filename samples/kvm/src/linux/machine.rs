@@ -253,7 +253,9 @@ impl<D: Devices> Machine<D> {
             memory,
         })
     }
+}
 
+impl<D> Machine<D> {
     /// Sends text to the guest's console, and waits until the guest has taken it.
     pub fn type_in(&self, text: &str) -> Result<()> {
         const TIMEOUT: Duration = Duration::from_secs(60);
@@ -343,10 +345,8 @@ impl<D: Devices> Machine<D> {
 
 impl<D> Drop for Machine<D> {
     fn drop(&mut self) {
+        self.order_stop();
         if let Some(thread) = self.thread.take() {
-            self.stop.store(true, Ordering::SeqCst);
-            self.immediate_exit.set(true);
-            kick(&thread);
             // The thread itself has reported a panic.
             let _ = thread.join();
         }
