@@ -132,7 +132,12 @@ bool kvm_mem_area_is_memory(struct kvm_vcpu *vcpu, gpa_t gpa, u32 size)
 	gpa_t last = gpa + size - 1;
 	gfn_t gfn, end;
 
-	if (!kvm_vcpu_is_legal_gpa(vcpu, last))
+	/*
+	 * Neither implies the other: the C-bit of an encrypted guest is no reserved
+	 * bit, and may be above some that are.
+	 */
+	if (!kvm_vcpu_is_legal_gpa(vcpu, gpa) ||
+	    !kvm_vcpu_is_legal_gpa(vcpu, last))
 		return false;
 
 	gfn = gpa_to_gfn(gpa);
