@@ -258,19 +258,14 @@ fn join<T>(vcpu: Vcpu<T>) -> Result<(VcpuFd, T)> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::os::fd::FromRawFd;
 
-    use anyhow::ensure;
+    use vmm_sys_util::tempfile::TempFile;
 
     use super::*;
 
     /// A file in place of a vCPU's.
     fn no_vcpu() -> Result<File> {
-        // SAFETY: the name is a C string.
-        let fd = unsafe { libc::memfd_create(c"kvm_run".as_ptr(), 0) };
-        ensure!(fd >= 0, "memfd_create failed");
-        // SAFETY: the descriptor is new, and nothing else owns it.
-        let file = unsafe { File::from_raw_fd(fd) };
+        let file = TempFile::new()?.into_file();
         file.set_len(0x1000)?;
         Ok(file)
     }
